@@ -1,0 +1,181 @@
+//! Measures how much WAL was really written, leaving out what forced segment switches padded.
+//!
+//! A switch (`archive_timeout`, `pg_switch_wal`, the end of a backup) ends a segment early: the
+//! position jumps to the next segment and the rest of the file is zeros. Counted by position, an
+//! idle server with a short `archive_timeout` would "grow" by gigabytes a day. So a finished
+//! segment counts only up to its last byte that is not zero.
+
+use serde::{Deserialize, Serialize};
+
+use crate::lsn::{Lsn, Segment};
+
+/// The size of a WAL page. PostgreSQL can be built with another one; a wrong guess here costs
+/// accuracy of one page per segment, not correctness.
+pub const PAGE: u64 = 8192;
+
+/// Reads a page of a WAL segment, so that this module needs no files.
+pub trait Pages {
+    /// The page at `offset` of the segment, or `None` if the segment is gone or unreadable.
+    fn page(&mut self, segment: Segment, offset: u64) -> Option<[u8; PAGE as usize]>;
+}
+
+/// Adds up what was written since a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meter {
+    base: Lsn,
+    seen: Lsn,
+    written: u64,
+}
+
+impl Meter {
+    /// Starts to measure at `base`, the position right after a backup's stop.
+    pub fn new(base: Lsn) -> Meter {
+        Meter { base, seen: base, written: 0 }
+    }
+
+    /// Where the measurement began.
+    pub fn base(&self) -> Lsn {
+        self.base
+    }
+
+    /// Bytes of WAL written from the base up to where the meter has seen.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Takes in what was written up to `flushed`.
+    ///
+    /// A segment that cannot be read any more counts in full: it is better to back up too early
+    /// than not at all. The work is at most a dozen page reads per segment finished since the
+    /// last call.
+    pub fn advance(&mut self, timeline: u32, flushed: Lsn, size: u64, pages: &mut impl Pages) {
+        while self.seen < flushed {
+            let segment = Segment::of(timeline, self.seen, size);
+            let end = segment.end(size);
+            let content_end = if end > flushed {
+                flushed
+            } else {
+                let length = content_length(segment, size, pages).unwrap_or(size);
+                Lsn(segment.start(size).0 + length)
+            };
+            self.written += content_end.since(self.seen);
+            self.seen = end.min(flushed);
+        }
+    }
+}
+
+/// How many bytes of a finished segment hold WAL; the rest is the padding of a switch.
+///
+/// Every page that holds WAL begins with a magic number, every page after a switch is zero all
+/// over: the last page in use is found by bisection.
+fn content_length(segment: Segment, size: u64, pages: &mut impl Pages) -> Option<u64> {
+    let in_use = |page: &[u8]| page.iter().take(2).any(|byte| *byte != 0);
+    let (mut used, mut unused) = (0, size / PAGE);
+    // Most segments are full: ask for the last page first.
+    let last = pages.page(segment, size - PAGE)?;
+    if in_use(&last) {
+        used = unused;
+    }
+    while used < unused {
+        let middle = used + (unused - used) / 2;
+        if in_use(&pages.page(segment, middle * PAGE)?) {
+            used = middle + 1;
+        } else {
+            unused = middle;
+        }
+    }
+    let Some(last_used) = used.checked_sub(1) else { return Some(0) };
+    let page = pages.page(segment, last_used * PAGE)?;
+    let in_page = page.iter().rposition(|byte| *byte != 0).map_or(0, |position| position + 1);
+    Some(last_used * PAGE + in_page as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const SIZE: u64 = 1 << 20;
+
+    /// A `pg_wal` in which every segment holds so many bytes; others are gone.
+    #[derive(Default)]
+    struct Wal {
+        content: BTreeMap<u64, u64>,
+        reads: usize,
+    }
+
+    impl Pages for Wal {
+        fn page(&mut self, segment: Segment, offset: u64) -> Option<[u8; PAGE as usize]> {
+            self.reads += 1;
+            let length = *self.content.get(&segment.number)?;
+            let filled = length.saturating_sub(offset).min(PAGE) as usize;
+            let mut page = [0; PAGE as usize];
+            page[..filled].fill(0xD1);
+            Some(page)
+        }
+    }
+
+    fn wal(content: &[(u64, u64)]) -> Wal {
+        Wal { content: content.iter().copied().collect(), reads: 0 }
+    }
+
+    #[test]
+    fn an_idle_server_that_switches_grows_by_its_records_only() {
+        // A hundred switches, each after 120 bytes of records.
+        let mut wal = wal(&(0..100).map(|number| (number, 120)).collect::<Vec<_>>());
+        let mut meter = Meter::new(Lsn(0));
+        for number in 1..=100 {
+            meter.advance(1, Lsn(number * SIZE), SIZE, &mut wal);
+        }
+        assert_eq!(meter.written(), 100 * 120);
+        assert!(wal.reads <= 100 * 10, "{} reads", wal.reads);
+    }
+
+    #[test]
+    fn a_full_segment_costs_two_reads_and_a_lost_one_counts_in_full() {
+        let mut wal = wal(&[(0, SIZE), (2, SIZE)]);
+        let mut meter = Meter::new(Lsn(0));
+        meter.advance(1, Lsn(3 * SIZE), SIZE, &mut wal);
+        assert_eq!(meter.written(), 3 * SIZE);
+        assert!(wal.reads <= 5, "{} reads", wal.reads);
+    }
+
+    #[test]
+    fn what_was_seen_of_a_segment_is_not_counted_again_when_it_ends() {
+        let mut wal = wal(&[(0, 5000), (1, 300)]);
+        let mut meter = Meter::new(Lsn(1000));
+        meter.advance(1, Lsn(4000), SIZE, &mut wal);
+        assert_eq!(meter.written(), 3000);
+        meter.advance(1, Lsn(SIZE + 300), SIZE, &mut wal);
+        assert_eq!(meter.written(), 4000 + 300);
+        // The server stands still, or a caller passes an older position.
+        meter.advance(1, Lsn(SIZE + 300), SIZE, &mut wal);
+        meter.advance(1, Lsn(SIZE), SIZE, &mut wal);
+        assert_eq!(meter.written(), 4300);
+    }
+
+    proptest! {
+        /// However often the meter looks, it comes to the sum of the contents.
+        #[test]
+        fn looking_often_changes_nothing(
+            contents in prop::collection::vec(1..=SIZE, 1..6),
+            mut looks in prop::collection::vec(0..6 * SIZE, 0..20),
+        ) {
+            let numbered: Vec<_> = (0u64..).zip(contents.iter().copied()).collect();
+            let end = Lsn(contents.len() as u64 * SIZE);
+            let mut wal = wal(&numbered);
+            let mut meter = Meter::new(Lsn(0));
+            looks.sort_unstable();
+            for look in looks {
+                // The flush position is never inside the padding.
+                let number = look / SIZE;
+                let Some(content) = contents.get(number as usize) else { continue };
+                let flushed = Lsn(number * SIZE + (look % SIZE).min(*content));
+                meter.advance(1, flushed, SIZE, &mut wal);
+            }
+            meter.advance(1, end, SIZE, &mut wal);
+            prop_assert_eq!(meter.written(), contents.iter().sum::<u64>());
+        }
+    }
+}
