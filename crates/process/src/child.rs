@@ -1,0 +1,324 @@
+//! Starts a program on a leash and hands back how it ended.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{self, Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::sealed::seal;
+use crate::tail::{TAIL, Tail};
+
+/// How long dropping a [`Leashed`] waits for its leash to kill the tree, which takes up to two
+/// seconds when a process cannot be killed, before it kills the leash.
+const DROP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// More than the longest report: a tail in which every byte needs six as JSON.
+const LONGEST_REPORT: u64 = 8 * TAIL as u64;
+
+/// A program and the circumstances in which it runs.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// The program: an absolute path, or a name to be found in the PATH of `env`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Its whole environment; see [`allowed`](crate::allowed).
+    pub env: Vec<(OsString, OsString)>,
+    /// A file to which all of its output is appended: the first megabyte as it comes, of more
+    /// only the end.
+    pub log: Option<PathBuf>,
+    /// Where it runs.
+    pub directory: PathBuf,
+    /// The time between SIGTERM and SIGKILL.
+    pub patience: Duration,
+    /// The time after which it is stopped.
+    pub time_limit: Option<Duration>,
+}
+
+/// How a program ended.
+///
+/// Without `exit` and without `signal` it is not known how, or the program was not run at all;
+/// `output` says why. A program that could not be started has the exit code 127 when it is not
+/// there and 126 otherwise.
+#[derive(Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// Its exit code, unless a signal ended it.
+    pub exit: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// The last 64 kB of what it wrote to standard output and standard error, in whole lines.
+    /// Bytes that are not UTF-8, and zeros, are replaced by U+FFFD.
+    pub output: String,
+    /// Whether it wrote more than that.
+    pub truncated: bool,
+    /// How long it ran, until the last process below it was gone.
+    pub elapsed_ms: u64,
+    /// Whether it was stopped because its time was over.
+    pub timed_out: bool,
+    /// Whether it was told to stop before it had ended.
+    pub stopped: bool,
+}
+
+impl Report {
+    /// The exit code that a shell would show for it.
+    pub fn shell_code(&self) -> u8 {
+        let code = self.exit.or(self.signal.map(|signal| 128 + signal));
+        code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)
+    }
+}
+
+/// A program that runs on a leash. Dropping it kills and reaps all of it.
+///
+/// It belongs to the thread that started it: the leash stops the program when that thread ends.
+#[derive(Debug)]
+pub struct Leashed {
+    leash: Child,
+    /// The leash's standard output and standard error: a file without a name, because a pipe
+    /// would have to be drained.
+    words: File,
+    program: PathBuf,
+    started: Instant,
+    told_to_stop: bool,
+    told_to_kill: bool,
+    report: Option<Report>,
+}
+
+impl Leashed {
+    /// Starts the command `nrt_backup` as a leash that runs the program of `spec`.
+    ///
+    /// A program that cannot be run is not an error here but a [`Report`]; an error means that
+    /// the leash could not be started.
+    pub fn start(nrt_backup: &Path, spec: &Spec) -> io::Result<Leashed> {
+        let words = nameless_file()?;
+        let mut command = Command::new(nrt_backup);
+        command.arg("leash").arg("--parent").arg(std::process::id().to_string());
+        command.arg("--directory").arg(path::absolute(&spec.directory)?);
+        command.arg("--patience").arg(milliseconds(spec.patience).to_string());
+        if let Some(limit) = spec.time_limit {
+            command.arg("--time-limit").arg(milliseconds(limit).to_string());
+        }
+        if let Some(log) = &spec.log {
+            command.arg("--log").arg(path::absolute(log)?);
+        }
+        command.arg("--").arg(&spec.program).args(&spec.args);
+        command.env_clear().envs(spec.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(words.try_clone()?).stderr(words.try_clone()?);
+        seal(&mut command);
+        let leash = command.spawn().map_err(|error| {
+            let words = format!("could not run \"{}\": {error}", nrt_backup.display());
+            io::Error::new(error.kind(), words)
+        })?;
+        Ok(Leashed {
+            leash,
+            words,
+            program: spec.program.clone(),
+            started: Instant::now(),
+            told_to_stop: false,
+            told_to_kill: false,
+            report: None,
+        })
+    }
+
+    /// The process number of the leash, which is also that of its group and session.
+    pub fn id(&self) -> u32 {
+        self.leash.id()
+    }
+
+    /// Returns the report when the program and all below it are gone, and nothing before.
+    pub fn try_wait(&mut self) -> io::Result<Option<Report>> {
+        if self.report.is_none() {
+            self.report = match has_ended(self.pid()) {
+                Ok(true) => Some(self.conclude()),
+                Ok(false) => None,
+                // Somebody waited for all children of this process, or it ignores SIGCHLD: the
+                // number may be another's already, but what the leash said still stands.
+                Err(Errno::CHILD) => {
+                    let words = self.read_words();
+                    Some(report_in(&words).unwrap_or_else(|| self.obituary(&words, None)))
+                }
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(self.report.clone())
+    }
+
+    /// Asks the leash to stop the program: SIGTERM to all of it, and SIGKILL to what is left
+    /// after the patience. Asking again changes nothing.
+    pub fn terminate(&mut self) {
+        if !self.told_to_stop {
+            self.signal(Signal::TERM);
+        }
+        self.told_to_stop = true;
+    }
+
+    /// Asks the leash to kill the program and all below it, without patience. Asking again
+    /// changes nothing.
+    pub fn kill(&mut self) {
+        if !self.told_to_kill {
+            self.signal(Signal::USR1);
+        }
+        self.told_to_stop = true;
+        self.told_to_kill = true;
+    }
+
+    fn pid(&self) -> Pid {
+        pid_of(&self.leash)
+    }
+
+    /// Signals the leash, which cannot be another process meanwhile: its number stays taken until
+    /// it is reaped.
+    fn signal(&self, signal: Signal) {
+        if self.report.is_none() {
+            let _ = kill_process(self.pid(), signal);
+        }
+    }
+
+    /// Reaps the leash, which has ended, and returns its report or one in its stead.
+    fn conclude(&mut self) -> Report {
+        let words = self.read_words();
+        let report = report_in(&words);
+        if report.is_none() {
+            // The leash was killed and took only the program with it.
+            let _ = kill_process_group(self.pid(), Signal::KILL);
+        }
+        let status = self.leash.wait().ok();
+        report.unwrap_or_else(|| self.obituary(&words, status))
+    }
+
+    /// The report of a leash that left none. Its exit code is not the program's: it is only in
+    /// the words, among what the leash itself had to say.
+    fn obituary(&self, words: &[u8], status: Option<ExitStatus>) -> Report {
+        let how = match status {
+            Some(status) => format!("{status}"),
+            None => "status unknown, somebody else waited for it".to_owned(),
+        };
+        let program = self.program.display();
+        let mut tail = Tail::default();
+        tail.push(words);
+        tail.push(
+            format!("the leash of \"{program}\" ended without a report ({how})\n").as_bytes(),
+        );
+        Report {
+            signal: status.and_then(|status| status.signal()),
+            output: tail.text(),
+            elapsed_ms: milliseconds(self.started.elapsed()),
+            stopped: self.told_to_stop,
+            ..Report::default()
+        }
+    }
+
+    /// What the leash wrote; the end of it, should it be longer than a report can be.
+    fn read_words(&self) -> Vec<u8> {
+        let length = self.words.metadata().map_or(0, |metadata| metadata.len());
+        let count = length.min(LONGEST_REPORT);
+        let mut words = vec![0; usize::try_from(count).unwrap_or(0)];
+        if self.words.read_exact_at(&mut words, length - count).is_err() {
+            words.clear();
+        }
+        words
+    }
+}
+
+impl Drop for Leashed {
+    fn drop(&mut self) {
+        if self.report.is_some() {
+            return;
+        }
+        self.kill();
+        let deadline = Instant::now() + DROP_PATIENCE;
+        while Instant::now() < deadline {
+            match self.try_wait() {
+                Ok(None) => thread::sleep(Duration::from_millis(2)),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+        // It does not listen: somebody stopped it, or a file server under its log does not answer.
+        let _ = kill_process_group(self.pid(), Signal::KILL);
+        let _ = self.leash.wait();
+    }
+}
+
+/// Returns a duration in whole milliseconds, at most half a billion years.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the process number of a child.
+pub(crate) fn pid_of(child: &Child) -> Pid {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    pid.expect("the kernel gives a process a positive number")
+}
+
+/// Tells whether a child has ended, and leaves it to be reaped: until then its process group,
+/// which may be gone already, cannot be a new one's.
+pub(crate) fn has_ended(child: Pid) -> rustix::io::Result<bool> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match waitid(WaitId::Pid(child), options) {
+        Ok(status) => Ok(status.is_some()),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn nameless_file() -> io::Result<File> {
+    match memfd_create("nrt_backup leash", MemfdFlags::CLOEXEC) {
+        Ok(file) => Ok(file.into()),
+        // vm.memfd_noexec = 2 forbids it.
+        Err(_) => tempfile::tempfile(),
+    }
+}
+
+/// The report in what a leash wrote: the last line.
+fn report_in(words: &[u8]) -> Option<Report> {
+    let line = words.trim_ascii_end().rsplit(|byte| *byte == b'\n').next()?;
+    serde_json::from_slice(line).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_the_last_line() {
+        let report = Report {
+            exit: Some(56),
+            output: "ERROR: [056]: no\n\u{fffd}\n".to_owned(),
+            elapsed_ms: 12,
+            ..Report::default()
+        };
+        let line = serde_json::to_string(&report).expect("a report is JSON");
+        assert_eq!(report_in(format!("{line}\n").as_bytes()), Some(report.clone()));
+        assert_eq!(report_in(format!("a warning\n{line}").as_bytes()), Some(report));
+        for words in ["", "\n", "error: unexpected argument", &line[..line.len() - 1]] {
+            assert_eq!(report_in(words.as_bytes()), None, "{words}");
+        }
+    }
+
+    #[test]
+    fn the_longest_report_fits() {
+        let report = Report { output: "\u{1}".repeat(TAIL), ..Report::default() };
+        let line = serde_json::to_string(&report).expect("a report is JSON");
+        assert!((line.len() as u64) < LONGEST_REPORT);
+    }
+
+    #[test]
+    fn codes_of_shells() {
+        for (exit, signal, code) in
+            [(Some(0), None, 0), (Some(63), None, 63), (None, Some(15), 143), (None, None, 255)]
+        {
+            assert_eq!(Report { exit, signal, ..Report::default() }.shell_code(), code);
+        }
+    }
+}

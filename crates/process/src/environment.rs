@@ -1,0 +1,107 @@
+//! Chooses which environment variables a child may see.
+
+use std::ffi::{OsStr, OsString};
+
+/// Passed on as they are, when they are set.
+const PASSED: &[&str] = &[
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TZ",
+    "TZDIR",
+    "TMPDIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+];
+
+/// Where programs are looked for when the parent has no PATH of its own.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Returns the environment of a child whose parent has the variables `vars`.
+///
+/// It is a list of what may pass, not of what may not: `PGBACKREST_*` would override the
+/// configuration that we wrote, `PG*` would connect elsewhere, and `AWS_*`, `RCLONE_*` and the
+/// operator's own variables may be secrets. Messages are always in English and UTF-8, because
+/// programs read them.
+pub fn allowed(vars: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
+    let mut path = OsString::from(DEFAULT_PATH);
+    let mut environment = Vec::new();
+    for (name, value) in vars {
+        // An empty PATH means the current directory to some programs.
+        if name == "PATH" && !value.is_empty() {
+            path = value;
+        } else if PASSED.iter().any(|passed| name == OsStr::new(passed)) {
+            environment.push((name, value));
+        }
+    }
+    environment.push(("PATH".into(), path));
+    environment.push(("LANG".into(), "C.UTF-8".into()));
+    environment.push(("LC_ALL".into(), "C.UTF-8".into()));
+    environment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The environment as `NAME=value` lines, sorted.
+    fn lines(vars: &[(&str, &str)]) -> Vec<String> {
+        let vars = vars.iter().map(|(name, value)| (name.into(), value.into()));
+        let mut lines: Vec<String> = allowed(vars)
+            .into_iter()
+            .map(|(name, value)| format!("{}={}", name.display(), value.display()))
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn only_the_allowed_pass() {
+        let given = [
+            ("HOME", "/var/lib/postgresql"),
+            ("LANG", "de_DE.UTF-8"),
+            ("LC_ALL", "C"),
+            ("LC_MESSAGES", "fr_FR"),
+            ("PATH", "/opt/bin:/bin"),
+            ("PGBACKREST_REPO1_PATH", "/elsewhere"),
+            ("PGHOST", "elsewhere"),
+            ("PGDATA", "/data"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("RCLONE_CONF_BASE64", "secret"),
+            ("RCLONE_CONFIG", "/secret"),
+            ("LD_PRELOAD", "/tmp/evil.so"),
+            ("TZ", ""),
+            ("https_proxy", "http://proxy:3128"),
+            ("NO_PROXY", "localhost"),
+            ("homes", "x"),
+        ];
+        assert_eq!(
+            lines(&given),
+            [
+                "HOME=/var/lib/postgresql",
+                "LANG=C.UTF-8",
+                "LC_ALL=C.UTF-8",
+                "NO_PROXY=localhost",
+                "PATH=/opt/bin:/bin",
+                "TZ=",
+                "https_proxy=http://proxy:3128",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_path_is_always_there() {
+        let default =
+            ["LANG=C.UTF-8", "LC_ALL=C.UTF-8", "PATH=/usr/local/bin:/usr/bin:/bin"].as_slice();
+        assert_eq!(lines(&[]), default);
+        assert_eq!(lines(&[("PATH", "")]), default);
+    }
+}
