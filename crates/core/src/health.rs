@@ -1,0 +1,759 @@
+//! Judges whether the cluster is safe, and says what to do where it is not.
+//!
+//! Every check is always there, also when it is well: an operator sees what is watched.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::{Disk, Failure};
+use crate::job::Job;
+use crate::machine::{Readiness, State};
+use crate::recovery::{self, Window};
+use crate::settings::Settings;
+use crate::size::format_size;
+
+/// The check of the worker's own files.
+pub const STATE_DIRECTORY: &str = "state_directory";
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing to do.
+    Ok,
+    /// Backups run, but something wants attention.
+    Warning,
+    /// Work can be lost.
+    Critical,
+}
+
+impl Severity {
+    /// All of them, the mildest first.
+    pub const ALL: [Severity; 3] = [Severity::Ok, Severity::Warning, Severity::Critical];
+
+    /// The name as the view shows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Ok => "ok",
+            Severity::Warning => "warning",
+            Severity::Critical => "critical",
+        }
+    }
+}
+
+/// The result of one check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found.
+    pub message: String,
+    /// What to do; empty where nothing is to be done.
+    pub hint: String,
+}
+
+/// How WAL leaves `pg_wal`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Archiving {
+    /// `archive_mode` is `on` or `always`.
+    pub mode_on: bool,
+    /// `wal_level` is `minimal`: the WAL holds too little to restore from.
+    pub level_minimal: bool,
+    /// Who archives.
+    pub by: Archiver,
+    /// The newest failure, if nothing was archived since.
+    pub failing: Option<FailedPush>,
+}
+
+/// Who archives.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Archiver {
+    /// Our `archive_command`.
+    #[default]
+    Ours,
+    /// A command of the operator's that runs pgBackRest.
+    PgBackRest,
+    /// A command or library of the operator's that does not.
+    Foreign(String),
+    /// Nobody.
+    Nobody,
+}
+
+/// A segment that could not be archived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedPush {
+    /// The segment.
+    pub segment: String,
+    /// When it failed.
+    pub at: DateTime<Utc>,
+    /// pgBackRest's words and what to do, where our command caught them.
+    pub words: Option<Failure>,
+}
+
+/// All that health is judged by.
+#[derive(Debug)]
+pub struct Findings<'a> {
+    /// The time.
+    pub now: DateTime<Utc>,
+    /// The settings in force.
+    pub settings: &'a Settings,
+    /// The cluster's system identifier.
+    pub system_id: u64,
+    /// What the machine knows.
+    pub state: &'a State,
+    /// How WAL leaves `pg_wal`.
+    pub archiving: Archiving,
+    /// Whether the database that pgBackRest connects to is there.
+    pub database_exists: bool,
+    /// How the worker before this one ended, if not by a clean shutdown, and when.
+    pub unclean_end: Option<DateTime<Utc>>,
+    /// Why files in the state directory cannot be written, if they cannot.
+    pub state_failure: Option<String>,
+}
+
+/// Runs every check.
+pub fn evaluate(findings: &Findings<'_>) -> Vec<Check> {
+    vec![
+        worker(findings),
+        pgbackrest(findings),
+        stanza(findings),
+        archiving(findings),
+        backup(findings),
+        wal_gap(findings),
+        last_run(findings),
+        disk(findings, "repository_disk", "the repository", |inventory| inventory.repository_disk),
+        disk(findings, "wal_disk", "pg_wal", |inventory| inventory.wal_disk),
+        database(findings),
+        time_zone(findings),
+        state_directory(findings),
+    ]
+}
+
+/// The worst of the checks.
+pub fn worst(checks: &[Check]) -> Severity {
+    checks.iter().map(|check| check.severity).max().unwrap_or(Severity::Ok)
+}
+
+/// The check that an operator sees on a server that did not load the library at its start.
+pub fn not_loaded() -> Check {
+    critical(
+        "worker",
+        "nrt_backup is not loaded at the start of the server: nothing is backed up",
+        "Add nrt_backup to shared_preload_libraries in postgresql.conf and restart the server.",
+    )
+}
+
+/// The check that an operator sees on a standby.
+pub fn standby() -> Check {
+    ok("worker", "starts when this server is promoted: backups are taken on the primary")
+}
+
+/// The check that an operator sees where the worker cannot be asked.
+pub fn worker_missing() -> Check {
+    critical(
+        "worker",
+        "the nrt_backup worker is not running: no backup starts",
+        "Look for \"nrt_backup\" in the server's log; the worker is started again by itself.",
+    )
+}
+
+/// What an operator sees of the worker's own files where the checks are among those that cannot be
+/// written.
+pub fn outdated() -> Check {
+    warning(
+        STATE_DIRECTORY,
+        "nrt_backup cannot write its checks: what the others say may be out of date",
+        "Make room on the data directory's disk; the server's log has the reason.",
+    )
+}
+
+fn check(name: &str, severity: Severity, message: impl Into<String>, hint: &str) -> Check {
+    Check { name: name.to_string(), severity, message: message.into(), hint: hint.to_string() }
+}
+
+fn ok(name: &str, message: impl Into<String>) -> Check {
+    check(name, Severity::Ok, message, "")
+}
+
+fn warning(name: &str, message: impl Into<String>, hint: &str) -> Check {
+    check(name, Severity::Warning, message, hint)
+}
+
+fn critical(name: &str, message: impl Into<String>, hint: &str) -> Check {
+    check(name, Severity::Critical, message, hint)
+}
+
+/// How long an end of the worker that was not a clean one is shown.
+const UNCLEAN_END_SHOWN: TimeDelta = TimeDelta::hours(1);
+
+fn worker(findings: &Findings<'_>) -> Check {
+    match findings.unclean_end {
+        Some(at) if findings.now - at < UNCLEAN_END_SHOWN => warning(
+            "worker",
+            format!(
+                "the worker was started again after it ended without a clean shutdown, seen at {}",
+                moment(at)
+            ),
+            "Look in the server's log for the cause. This is shown until the next backup succeeds, \
+             for at most an hour.",
+        ),
+        _ => ok("worker", "running"),
+    }
+}
+
+fn pgbackrest(findings: &Findings<'_>) -> Check {
+    let name = "pgbackrest";
+    match findings.state.inventory().map(|inventory| &inventory.pgbackrest) {
+        Some(Ok(version)) => ok(name, format!("version {version}")),
+        Some(Err(failure)) => critical(name, &*failure.message, &failure.hint),
+        None => match findings.state.look_failure() {
+            Some(failure) => critical(name, &*failure.message, &failure.hint),
+            None => ok(name, "being looked for"),
+        },
+    }
+}
+
+fn stanza(findings: &Findings<'_>) -> Check {
+    let name = "stanza";
+    let stanza = &findings.settings.stanza;
+    let without_pgbackrest =
+        findings.state.inventory().is_none_or(|inventory| inventory.pgbackrest.is_err());
+    match findings.state.readiness() {
+        Readiness::Blocked(_) if without_pgbackrest => {
+            let message = format!("\"{stanza}\" cannot be looked at without pgBackRest");
+            critical(name, message, "See the check \"pgbackrest\".")
+        }
+        Readiness::Blocked(failure) => critical(name, &*failure.message, &failure.hint),
+        Readiness::Ready => match findings.state.look_failure() {
+            Some(failure) => warning(name, &*failure.message, &failure.hint),
+            None => ok(name, format!("\"{stanza}\" belongs to this cluster")),
+        },
+        Readiness::Unknown => ok(name, format!("\"{stanza}\" is being looked at")),
+    }
+}
+
+fn archiving(findings: &Findings<'_>) -> Check {
+    let name = "archiving";
+    let archiving = &findings.archiving;
+    if archiving.level_minimal {
+        return critical(
+            name,
+            "wal_level is minimal: WAL holds too little to restore a backup with it",
+            "Remove wal_level from the configuration, or set it to replica, and restart the server.",
+        );
+    }
+    if !archiving.mode_on {
+        return critical(
+            name,
+            "archive_mode is off: no WAL is archived and no backup can be restored",
+            "Remove archive_mode from the configuration, or set it to on, and restart the server.",
+        );
+    }
+    match &archiving.by {
+        Archiver::Foreign(command) => critical(
+            name,
+            format!("WAL is not archived by pgBackRest but by \"{command}\""),
+            "Remove archive_command and archive_library from the configuration and restart the \
+             server to have nrt_backup archive, or call pgbackrest archive-push in your command.",
+        ),
+        Archiver::Nobody => critical(
+            name,
+            "archive_command is empty: WAL stays in pg_wal and no backup can be restored",
+            "A command that was removed from the configuration comes back with a restart of the \
+             server.",
+        ),
+        Archiver::Ours | Archiver::PgBackRest => match &archiving.failing {
+            None => ok(name, "pgBackRest archives finished segments"),
+            Some(FailedPush { segment, at, words }) => {
+                let (words, hint) = match words {
+                    Some(failure) => (format!(": {}", failure.message), failure.hint.as_str()),
+                    None => (String::new(), ""),
+                };
+                let hint = if hint.is_empty() {
+                    "The server's log has the command's own words."
+                } else {
+                    hint
+                };
+                critical(
+                    name,
+                    format!("segment {segment} could not be archived at {}{words}", moment(*at)),
+                    hint,
+                )
+            }
+        },
+    }
+}
+
+fn backup(findings: &Findings<'_>) -> Check {
+    let name = "backup";
+    let state = findings.state;
+    let Some(inventory) = state.inventory() else { return ok(name, "being looked for") };
+    if inventory.repository.is_err() {
+        return critical(
+            name,
+            "not known: the repository cannot be looked at",
+            "See the other checks.",
+        );
+    }
+    if !inventory.has_base(findings.system_id) {
+        return match state.running() {
+            Some(_) => warning(
+                name,
+                "no full backup yet: the first one is running",
+                "Watch it in nrt.progress.",
+            ),
+            None if *state.readiness() == Readiness::Unknown => ok(name, "being looked for"),
+            None => critical(
+                name,
+                "no full backup: the cluster cannot be restored",
+                "It starts by itself when nothing prevents it; see the other checks.",
+            ),
+        };
+    }
+    let Some(last) = inventory.backups_of(findings.system_id).next_back() else {
+        return ok(name, "being looked for");
+    };
+    let age = findings.now - last.stop_time;
+    let limit = TimeDelta::seconds(findings.settings.max_backup_age);
+    let message = format!("the last backup, {}, ended at {}", last.label, moment(last.stop_time));
+    if limit > TimeDelta::zero() && age > limit {
+        return critical(
+            name,
+            format!("{message}: longer ago than nrt_backup.max_backup_age"),
+            "Take one with SELECT nrt_backup_now(), and see nrt.backup_history for why none ran.",
+        );
+    }
+    if last.error == Some(true) {
+        return critical(
+            name,
+            format!("{message}, and pgBackRest found damaged pages in it"),
+            "Check the cluster with pg_amcheck and its disks; pgbackrest info --set has the files.",
+        );
+    }
+    ok(name, message)
+}
+
+fn wal_gap(findings: &Findings<'_>) -> Check {
+    let name = "wal_gap";
+    let windows = findings
+        .state
+        .inventory()
+        .map(|inventory| recovery::windows(inventory, findings.system_id, 0, None))
+        .unwrap_or_default();
+    let gap = |window: &Window| window.gap_until.map(|until| (window.to, until));
+    match windows.last().and_then(gap) {
+        Some((from, until)) => critical(
+            name,
+            format!(
+                "WAL from {from} to {until} is missing from the archive: nothing after {from} can \
+                 be restored"
+            ),
+            "Take a backup with SELECT nrt_backup_now(): from its end on the cluster can be \
+             restored again.",
+        ),
+        None if windows.iter().any(|window| window.gap_until.is_some()) => {
+            ok(name, "none since the last backup; nrt.recovery_window shows those before it")
+        }
+        None => ok(name, "none"),
+    }
+}
+
+fn last_run(findings: &Findings<'_>) -> Check {
+    let name = "last_run";
+    match findings.state.last_failure() {
+        None => ok(name, "no failure since the last backup"),
+        Some(Job { id, kind, message, hint, .. }) => warning(
+            name,
+            format!(
+                "job {id} ({kind}) failed: {}",
+                message.as_deref().unwrap_or("no reason known")
+            ),
+            hint.as_deref().unwrap_or("See nrt.backup_history."),
+        ),
+    }
+}
+
+fn disk(
+    findings: &Findings<'_>,
+    name: &str,
+    what: &str,
+    of: impl Fn(&crate::inventory::Inventory) -> Option<Disk>,
+) -> Check {
+    let Some(disk) = findings.state.inventory().and_then(of) else {
+        return ok(name, "not known");
+    };
+    let free = disk.percent_free();
+    // Not the bytes: they change all the time, and an idle server writes nothing.
+    let message = format!("{free} % of {} free below {what}", format_size(disk.total));
+    let wanted = u64::from(findings.settings.min_disk_free);
+    let hint = "Make room or shorten nrt_backup.retention_days; nrt_backup.min_disk_free sets when \
+                this is reported.";
+    if free >= wanted {
+        ok(name, message)
+    } else if free * 3 >= wanted {
+        warning(name, message, hint)
+    } else {
+        critical(name, message, hint)
+    }
+}
+
+fn database(findings: &Findings<'_>) -> Check {
+    let (name, database) = ("database", &findings.settings.database);
+    if findings.database_exists {
+        return ok(name, format!("pgBackRest connects to \"{database}\""));
+    }
+    critical(
+        name,
+        format!("the database \"{database}\" does not exist: pgBackRest cannot connect"),
+        "Create it, or set nrt_backup.database to one that exists.",
+    )
+}
+
+fn time_zone(findings: &Findings<'_>) -> Check {
+    let name = "time_zone";
+    match &findings.settings.unknown_zone {
+        None => ok(name, format!("schedules are read in {}", findings.settings.zone)),
+        Some(zone) => warning(
+            name,
+            format!("the time zone \"{zone}\" has no IANA name: schedules are read in UTC"),
+            "Set nrt_backup.timezone, for example to Europe/Berlin.",
+        ),
+    }
+}
+
+fn state_directory(findings: &Findings<'_>) -> Check {
+    let name = STATE_DIRECTORY;
+    match &findings.state_failure {
+        None => ok(name, "writable"),
+        Some(failure) => warning(
+            name,
+            format!("nrt_backup cannot write its state: {failure}"),
+            "Make room on the data directory's disk. Backups go on; their history is kept in \
+             memory until it can be written.",
+        ),
+    }
+}
+
+fn moment(at: DateTime<Utc>) -> String {
+    at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::BackupType;
+    use crate::lsn::{Lsn, Segment};
+    use crate::machine::Event;
+    use crate::machine::tests::world::{End, OTHER, OURS, World, at, failure, unscheduled};
+    use crate::pgbackrest::archive::ArchiveRange;
+    use Severity::{Critical, Warning};
+
+    const CHECKS: [&str; 12] = [
+        "worker",
+        "pgbackrest",
+        "stanza",
+        "archiving",
+        "backup",
+        "wal_gap",
+        "last_run",
+        "repository_disk",
+        "wal_disk",
+        "database",
+        "time_zone",
+        "state_directory",
+    ];
+
+    /// What is found in a world where nothing else is wrong.
+    fn found(w: &World) -> Findings<'_> {
+        Findings {
+            now: w.now,
+            settings: &w.settings,
+            system_id: OURS,
+            state: w.state(),
+            archiving: Archiving { mode_on: true, ..Archiving::default() },
+            database_exists: true,
+            unclean_end: None,
+            state_failure: None,
+        }
+    }
+
+    /// Checks that just these checks are not well, with some words of their messages, that each
+    /// of them says what to do, and that the others ask for nothing.
+    #[track_caller]
+    fn expect(findings: &Findings<'_>, expected: &[(&str, Severity, &str)]) {
+        let checks = evaluate(findings);
+        let names: Vec<_> = checks.iter().map(|check| &*check.name).collect();
+        assert_eq!(names, CHECKS);
+        for check in &checks {
+            assert!(!check.message.is_empty(), "{check:#?}");
+            assert_eq!(check.hint.is_empty(), check.severity == Severity::Ok, "{check:#?}");
+        }
+        let amiss: Vec<_> = checks.iter().filter(|it| it.severity != Severity::Ok).collect();
+        let same = amiss.len() == expected.len()
+            && amiss.iter().zip(expected).all(|(check, (name, severity, words))| {
+                check.name == *name && check.severity == *severity && check.message.contains(words)
+            });
+        assert!(same, "{amiss:#?} instead of {expected:#?}");
+        let severities = expected.iter().map(|(_, severity, _)| *severity);
+        assert_eq!(worst(&checks), severities.max().unwrap_or(Severity::Ok));
+    }
+
+    #[test]
+    fn a_protected_server_is_well() {
+        expect(&found(&World::protected()), &[]);
+    }
+
+    #[test]
+    fn a_server_that_starts_is_not_blamed_for_what_it_has_not_seen_yet() {
+        let mut w = World::new(unscheduled());
+        expect(&found(&w), &[]);
+        w.end_look();
+        expect(&found(&w), &[]);
+        w.end_job(End::Success);
+        w.end_look();
+        expect(&found(&w), &[("backup", Warning, "the first one is running")]);
+        w.settle();
+        expect(&found(&w), &[]);
+    }
+
+    #[test]
+    fn what_the_worker_finds_by_itself() {
+        type Change = fn(&mut Findings<'_>);
+        type Case = (Change, &'static [(&'static str, Severity, &'static str)]);
+        let cases: [Case; 13] = [
+            (
+                |it| it.unclean_end = Some(it.now - TimeDelta::seconds(3599)),
+                &[("worker", Warning, "seen at 2026-03-10 11:00:31 UTC")],
+            ),
+            (|it| it.unclean_end = Some(it.now - TimeDelta::seconds(3600)), &[]),
+            (
+                |it| it.archiving.level_minimal = true,
+                &[("archiving", Critical, "wal_level is minimal")],
+            ),
+            (|it| it.archiving.mode_on = false, &[("archiving", Critical, "archive_mode is off")]),
+            (
+                |it| it.archiving.by = Archiver::Nobody,
+                &[("archiving", Critical, "archive_command is empty")],
+            ),
+            (
+                |it| it.archiving.by = Archiver::Foreign("cp %p /x/%f".to_string()),
+                &[("archiving", Critical, "by \"cp %p /x/%f\"")],
+            ),
+            (|it| it.archiving.by = Archiver::PgBackRest, &[]),
+            (
+                |it| it.archiving.failing = Some(failed_push(None)),
+                &[(
+                    "archiving",
+                    Critical,
+                    "segment 7 could not be archived at 2026-03-10 11:59:59",
+                )],
+            ),
+            (
+                |it| it.archiving.failing = Some(failed_push(Some(failure("disk full")))),
+                &[("archiving", Critical, "11:59:59 UTC: disk full")],
+            ),
+            (
+                |it| it.database_exists = false,
+                &[("database", Critical, "\"postgres\" does not exist")],
+            ),
+            (
+                |it| it.state_failure = Some("history.jsonl: no space".to_string()),
+                &[("state_directory", Warning, "history.jsonl: no space")],
+            ),
+            // max_backup_age is 26 hours.
+            (|it| it.now += TimeDelta::hours(26), &[]),
+            (
+                |it| it.now += TimeDelta::hours(26) + TimeDelta::seconds(1),
+                &[("backup", Critical, "ended at 2026-03-10 12:00:30 UTC: longer ago")],
+            ),
+        ];
+        let w = World::protected();
+        for (change, expected) in cases {
+            let mut findings = found(&w);
+            change(&mut findings);
+            expect(&findings, expected);
+        }
+    }
+
+    fn failed_push(words: Option<Failure>) -> FailedPush {
+        FailedPush { segment: "7".to_string(), at: at("2026-03-10T11:59:59"), words }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_followed_or_switch_a_check_off() {
+        let mut w = World::protected();
+        w.settings.max_backup_age = 0;
+        expect(&Findings { now: w.now + TimeDelta::days(1000), ..found(&w) }, &[]);
+        w.settings.unknown_zone = Some("<+03>-03".to_string());
+        expect(&found(&w), &[("time_zone", Warning, "\"<+03>-03\" has no IANA name")]);
+    }
+
+    #[test]
+    fn what_a_look_finds_clears_when_it_is_mended() {
+        type Change = fn(&mut World);
+        type Case = (Change, Change, &'static [(&'static str, Severity, &'static str)]);
+        let cases: [Case; 5] = [
+            (
+                |w| w.reality.pgbackrest = Some(failure("there is no pgbackrest")),
+                |w| w.reality.pgbackrest = None,
+                &[
+                    ("pgbackrest", Critical, "there is no pgbackrest"),
+                    ("stanza", Critical, "cannot be looked at"),
+                    ("backup", Critical, "not known"),
+                ],
+            ),
+            (
+                |w| w.reality.unreadable = Some(failure("permission denied")),
+                |w| w.reality.unreadable = None,
+                &[("stanza", Critical, "permission denied"), ("backup", Critical, "not known")],
+            ),
+            (
+                |w| w.reality.owner = OTHER,
+                |w| w.reality.owner = OURS,
+                &[
+                    ("stanza", Critical, "the cluster with system identifier 7300000000000000002"),
+                    ("backup", Critical, "no full backup"),
+                ],
+            ),
+            (
+                |w| w.reality.backups[0]["error"] = true.into(),
+                |w| w.reality.backups[0]["error"] = false.into(),
+                &[("backup", Critical, "damaged pages")],
+            ),
+            (
+                |w| w.reality.archive = vec![segments(1, 4), segments(5, 9)],
+                |w| w.reality.archive = vec![segments(1, 9)],
+                &[("wal_gap", Critical, "WAL from 0/4000000 to 0/5000000 is missing")],
+            ),
+        ];
+        for (breaks, mends, expected) in cases {
+            let mut w = World::protected();
+            breaks(&mut w);
+            w.pass(TimeDelta::minutes(1));
+            expect(&found(&w), expected);
+            mends(&mut w);
+            w.pass(TimeDelta::minutes(1));
+            expect(&found(&w), &[]);
+        }
+    }
+
+    /// The archive from segment `first` up to and without `end`. The first backup that is taken
+    /// in a [`World`] lies in segment 1, the second in segment 2, and so on.
+    fn segments(first: u64, end: u64) -> ArchiveRange {
+        let size = 1 << 24;
+        let segment = |number| Segment { timeline: 1, number };
+        ArchiveRange {
+            archive_id: "15-1".to_string(),
+            timeline: 1,
+            first: segment(first).name(size),
+            last: segment(end - 1).name(size),
+            from: segment(first).start(size),
+            to: segment(end).start(size),
+            segments: end - first,
+            oldest_time: None,
+            newest_time: None,
+        }
+    }
+
+    #[test]
+    fn a_gap_before_the_last_backup_is_no_danger_any_more() {
+        let mut w = World::protected();
+        w.reality.archive = vec![segments(1, 2), segments(3, 9)];
+        w.pass(TimeDelta::minutes(1));
+        expect(&found(&w), &[("wal_gap", Critical, "nothing after 0/2000000 can be restored")]);
+        w.reality.taken = 4;
+        w.request(BackupType::Incr);
+        w.settle();
+        let last_stop = w.state().inventory().and_then(|inventory| inventory.last_stop(OURS));
+        assert_eq!(last_stop, Some(Lsn(0x500_0100)));
+        expect(&found(&w), &[]);
+        assert!(wal_gap(&found(&w)).message.contains("nrt.recovery_window shows"));
+    }
+
+    #[test]
+    fn a_stanza_that_cannot_be_created() {
+        for (end, words) in [
+            (End::Passing, "could not create the stanza \"main\": unable to query"),
+            (End::Success, "created the stanza \"main\", but it is not in the repository"),
+        ] {
+            let mut w = World::new(unscheduled());
+            w.reality.full_disk = true;
+            w.end_look();
+            w.end_job(end);
+            w.end_look();
+            expect(
+                &found(&w),
+                &[("stanza", Critical, words), ("backup", Critical, "no full backup")],
+            );
+        }
+    }
+
+    #[test]
+    fn a_look_that_fails() {
+        let mut w = World::new(unscheduled());
+        w.fail_look();
+        let amiss = [
+            ("pgbackrest", Critical, "the look hangs"),
+            ("stanza", Critical, "without pgBackRest"),
+        ];
+        expect(&found(&w), &amiss);
+        let mut w = World::protected();
+        w.step(Event::CheckAsked);
+        w.fail_look();
+        expect(&found(&w), &[("stanza", Warning, "the look hangs")]);
+        w.pass(TimeDelta::minutes(1));
+        expect(&found(&w), &[]);
+    }
+
+    #[test]
+    fn a_backup_that_failed_is_shown_until_one_succeeds() {
+        let mut w = World::protected();
+        w.request(BackupType::Diff);
+        w.end_job(End::Passing);
+        expect(&found(&w), &[("last_run", Warning, "job 2 (diff) failed: unable to query")]);
+        w.request(BackupType::Diff);
+        w.settle();
+        expect(&found(&w), &[]);
+        // A first one that fails leaves the server without any.
+        let mut w = World::unprotected();
+        w.end_look();
+        w.end_job(End::Lasting);
+        let amiss =
+            [("backup", Critical, "no full backup"), ("last_run", Warning, "wrong cluster")];
+        expect(&found(&w), &amiss);
+    }
+
+    #[test]
+    fn disks_are_judged_by_what_is_free() {
+        for (free, wanted, severity) in [
+            (100, 10, None),
+            (10, 10, None),
+            (9, 10, Some(Warning)),
+            (4, 10, Some(Warning)),
+            (3, 10, Some(Critical)),
+            (0, 10, Some(Critical)),
+            (0, 0, None),
+        ] {
+            let mut w = World::protected();
+            w.settings.min_disk_free = wanted;
+            w.reality.disk = Disk { total: 100 << 30, available: free << 30 };
+            w.pass(TimeDelta::minutes(1));
+            let words = format!("{free} % of ");
+            let amiss =
+                severity.map(|it| ["repository_disk", "wal_disk"].map(|name| (name, it, &*words)));
+            expect(&found(&w), amiss.as_ref().map_or(&[], |it| it));
+        }
+        let w = World::protected();
+        assert_eq!(disk(&found(&w), "wal_disk", "pg_wal", |_| None).severity, Severity::Ok);
+    }
+
+    #[test]
+    fn what_is_said_in_place_of_the_checks_is_about_one_of_them_and_says_what_to_do() {
+        for check in [worker_missing(), outdated()] {
+            assert!(CHECKS.contains(&&*check.name), "{check:?}");
+            assert!(check.severity > Severity::Ok && !check.hint.is_empty(), "{check:?}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Describes one run of a backup, as the history keeps it.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::kind::{BackupType, Trigger};
+use crate::lsn::Lsn;
+
+/// How far a job has come, or how it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Asked for, not yet started.
+    Waiting,
+    /// pgBackRest is at work.
+    Running,
+    /// The backup is in the repository.
+    Succeeded,
+    /// pgBackRest or the server gave up; the row says why.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// Not run, because too little WAL was written since the last backup.
+    Skipped,
+}
+
+impl Status {
+    /// The name as the history shows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Waiting => "waiting",
+            Status::Running => "running",
+            Status::Succeeded => "succeeded",
+            Status::Failed => "failed",
+            Status::Cancelled => "cancelled",
+            Status::Skipped => "skipped",
+        }
+    }
+
+    /// Whether nothing more will happen to the job.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Status::Waiting | Status::Running)
+    }
+}
+
+/// One row of the history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Counts jobs; never used twice in a cluster.
+    pub id: u64,
+    /// Why it was asked for.
+    pub trigger: Trigger,
+    /// What was asked for.
+    pub requested: BackupType,
+    /// What was taken: a full backup where an incremental one had nothing to build on.
+    pub kind: BackupType,
+    /// How it stands.
+    pub status: Status,
+    /// 1 for the first try, counted on for those that follow a failure.
+    pub attempt: u32,
+    /// When it was asked for.
+    pub requested_at: DateTime<Utc>,
+    /// When pgBackRest was started.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// pgBackRest's name for the backup.
+    pub label: Option<String>,
+    /// Where the backup begins.
+    pub start_lsn: Option<Lsn>,
+    /// Where the backup ends: from here on the cluster can be restored from it.
+    pub stop_lsn: Option<Lsn>,
+    /// Bytes of WAL written since the backup before, when this one was asked for.
+    pub wal_growth: Option<u64>,
+    /// Bytes of the database.
+    pub size: Option<u64>,
+    /// Bytes of the database that this backup copied.
+    pub delta: Option<u64>,
+    /// Bytes that this backup added to the repository.
+    pub repository_delta: Option<u64>,
+    /// pgBackRest's exit code.
+    pub exit_code: Option<i32>,
+    /// What happened, whole: pgBackRest's own words.
+    pub message: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Job {
+    /// A job that has just been asked for.
+    pub fn new(id: u64, kind: BackupType, trigger: Trigger, now: DateTime<Utc>) -> Job {
+        Job {
+            id,
+            trigger,
+            requested: kind,
+            kind,
+            status: Status::Waiting,
+            attempt: 1,
+            requested_at: now,
+            started_at: None,
+            finished_at: None,
+            label: None,
+            start_lsn: None,
+            stop_lsn: None,
+            wal_growth: None,
+            size: None,
+            delta: None,
+            repository_delta: None,
+            exit_code: None,
+            message: None,
+            hint: None,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Names the files of the state directory and their formats: the worker, its children and the SQL
+//! functions meet there.
+//!
+//! The directory lies in the data directory, mode 0700, and is excluded from backups.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::Failure;
+use crate::machine::Memory;
+
+/// The state directory's name within the data directory.
+pub const STATE_DIRECTORY: &str = "nrt_backup";
+/// Jobs, a line of JSON each; the last line of a job counts.
+pub const HISTORY: &str = "history.jsonl";
+/// A [`Kept`].
+pub const KEPT: &str = "state.json";
+/// The last look's [`crate::inventory::Inventory`].
+pub const INVENTORY: &str = "inventory.json";
+/// The last evaluation's list of [`crate::health::Check`].
+pub const HEALTH: &str = "health.json";
+/// The generated pgBackRest configuration.
+pub const PGBACKREST_CONFIG: &str = "pgbackrest.conf";
+/// A [`Tool`].
+pub const TOOL: &str = "pgbackrest.json";
+/// A [`PushFailure`], there only while archiving fails.
+pub const PUSH_FAILURE: &str = "archive-push.json";
+/// The directory of what children printed.
+pub const LOG: &str = "log";
+/// What the child of the running or last job printed, within [`LOG`].
+pub const JOB_LOG: &str = "job.log";
+/// pgBackRest's spool directory.
+pub const SPOOL: &str = "spool";
+/// There while a worker runs, and left behind by one that did not end cleanly.
+pub const RUNNING: &str = "running";
+
+/// What the worker keeps across restarts of the server.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Kept {
+    /// The machine's memory.
+    pub memory: Memory,
+    /// How far the growth of the WAL had been measured.
+    pub meter: Option<crate::growth::Meter>,
+}
+
+/// How pgBackRest is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// The program's absolute path.
+    pub program: String,
+    /// The configuration file.
+    pub config: String,
+    /// The stanza.
+    pub stanza: String,
+    /// Where pgBackRest keeps its locks.
+    pub lock_path: String,
+}
+
+/// Why the last segment could not be archived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushFailure {
+    /// The segment's file name.
+    pub segment: String,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// pgBackRest's words.
+    pub failure: Failure,
+}

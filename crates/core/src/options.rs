@@ -1,0 +1,449 @@
+//! Names every option once: setting, environment variable, default, unit, help, and what is refused.
+//!
+//! The extension registers its settings from this table, the README's table is compared with it,
+//! and the container maps its environment through it. Nothing about an option is written twice.
+
+use std::ffi::CStr;
+
+use crate::pgbackrest::names::valid_stanza_name;
+use crate::{crontab, size};
+
+/// What values an option takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text that the option's check lets through.
+    Text,
+    /// `on` or `off`.
+    Bool,
+    /// A whole number from `min` to `max`; with `Unit::Seconds`, PostgreSQL's time units are taken.
+    Int {
+        /// The smallest value that is taken.
+        min: i32,
+        /// The largest value that is taken.
+        max: i32,
+        /// What is counted.
+        unit: Unit,
+    },
+}
+
+/// What a whole number counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Things; the option's help says which.
+    Plain,
+    /// Seconds.
+    Seconds,
+}
+
+/// One option. Every option takes effect on reload.
+#[derive(Debug)]
+pub struct Opt {
+    /// The setting's name in `postgresql.conf`.
+    pub name: &'static CStr,
+    /// The environment variable that the container maps to it.
+    pub environment: Option<&'static str>,
+    /// The default, as one writes it.
+    pub default: &'static CStr,
+    /// What values it takes.
+    pub kind: Kind,
+    /// Whether only a superuser may see it (paths and programs).
+    pub superuser_only: bool,
+    /// One line for `pg_settings` and the documents.
+    pub help: &'static CStr,
+    /// Says why a text is refused, for the error's DETAIL.
+    pub check: fn(&str) -> Result<(), String>,
+}
+
+impl Opt {
+    /// The setting's name as text.
+    pub fn name(&self) -> &'static str {
+        text(self.name)
+    }
+
+    /// The default as text.
+    pub fn default(&self) -> &'static str {
+        text(self.default)
+    }
+
+    /// The help as text.
+    pub fn help(&self) -> &'static str {
+        text(self.help)
+    }
+}
+
+/// The table holds plain ASCII; a test says so, and so nothing is lost here.
+fn text(literal: &'static CStr) -> &'static str {
+    literal.to_str().unwrap_or_default()
+}
+
+const fn option(name: &'static CStr, default: &'static CStr, help: &'static CStr) -> Opt {
+    Opt {
+        name,
+        environment: None,
+        default,
+        kind: Kind::Text,
+        superuser_only: false,
+        help,
+        check: anything,
+    }
+}
+
+/// The stanza.
+pub static STANZA: Opt = Opt {
+    environment: Some("PGBACKREST_STANZA"),
+    check: stanza_name,
+    ..option(
+        c"nrt_backup.stanza",
+        c"main",
+        c"pgBackRest's name for this cluster in the repository.",
+    )
+};
+
+/// How long backups are kept.
+pub static RETENTION_DAYS: Opt = Opt {
+    environment: Some("BACKUP_RETENTION_DAYS"),
+    kind: Kind::Int { min: 1, max: 36500, unit: Unit::Plain },
+    ..option(
+        c"nrt_backup.retention_days",
+        c"3",
+        c"Days back to which the cluster can be restored; older full backups and their WAL are expired.",
+    )
+};
+
+/// When full backups start.
+pub static FULL_SCHEDULE: Opt = Opt {
+    environment: Some("BASE_BACKUP_SCHEDULE"),
+    check: schedule,
+    ..option(
+        c"nrt_backup.full_schedule",
+        c"0 3 * * *",
+        c"When a full backup starts, as a crontab line; \"off\" for never.",
+    )
+};
+
+/// When incremental backups start.
+pub static INCREMENTAL_SCHEDULE: Opt = Opt {
+    environment: Some("INCREMENTAL_BACKUP_SCHEDULE"),
+    check: schedule,
+    ..option(
+        c"nrt_backup.incremental_schedule",
+        c"0 */6 * * *",
+        c"When an incremental backup starts, as a crontab line; \"off\" for never.",
+    )
+};
+
+/// When differential backups start.
+pub static DIFFERENTIAL_SCHEDULE: Opt = Opt {
+    environment: Some("DIFFERENTIAL_BACKUP_SCHEDULE"),
+    check: schedule,
+    ..option(
+        c"nrt_backup.differential_schedule",
+        c"off",
+        c"When a differential backup starts, as a crontab line; \"off\" for never.",
+    )
+};
+
+/// In which time zone schedules are read.
+pub static TIMEZONE: Opt = Opt {
+    check: zone,
+    ..option(
+        c"nrt_backup.timezone",
+        c"",
+        c"Time zone of the schedules, by its IANA name; empty for the server's \"timezone\".",
+    )
+};
+
+/// Whether WAL growth starts backups.
+pub static WAL_MONITOR: Opt = Opt {
+    environment: Some("ENABLE_WAL_MONITOR"),
+    kind: Kind::Bool,
+    ..option(
+        c"nrt_backup.wal_monitor",
+        c"on",
+        c"Starts an incremental backup when enough WAL was written since the last backup.",
+    )
+};
+
+/// How often WAL growth is looked at.
+pub static WAL_MONITOR_INTERVAL: Opt = Opt {
+    environment: Some("WAL_MONITOR_INTERVAL"),
+    kind: Kind::Int { min: 1, max: 86400, unit: Unit::Seconds },
+    ..option(
+        c"nrt_backup.wal_monitor_interval",
+        c"60",
+        c"Seconds between two looks at the growth of the WAL.",
+    )
+};
+
+/// How much WAL starts a backup.
+pub static WAL_GROWTH_THRESHOLD: Opt = Opt {
+    environment: Some("WAL_GROWTH_THRESHOLD"),
+    check: positive_size,
+    ..option(
+        c"nrt_backup.wal_growth_threshold",
+        c"100MB",
+        c"WAL written since the last backup that starts an incremental one, e.g. 100MB.",
+    )
+};
+
+/// Below how much WAL a scheduled backup is skipped.
+pub static MIN_WAL_GROWTH: Opt = Opt {
+    environment: Some("MIN_WAL_GROWTH_FOR_BACKUP"),
+    check: any_size,
+    ..option(
+        c"nrt_backup.min_wal_growth",
+        c"1MB",
+        c"A scheduled incremental or differential backup is skipped below this much new WAL.",
+    )
+};
+
+/// Where the repository is.
+pub static REPOSITORY: Opt = Opt {
+    superuser_only: true,
+    check: absolute_path,
+    ..option(
+        c"nrt_backup.repository",
+        c"/var/lib/pgbackrest",
+        c"Directory of the pgBackRest repository.",
+    )
+};
+
+/// Where pgBackRest keeps its locks.
+pub static LOCK_PATH: Opt = Opt {
+    superuser_only: true,
+    check: absolute_path,
+    ..option(
+        c"nrt_backup.lock_path",
+        c"/tmp/pgbackrest",
+        c"Directory of pgBackRest's locks; share it with everybody who runs pgBackRest on this repository.",
+    )
+};
+
+/// Which pgBackRest runs.
+pub static PGBACKREST: Opt = Opt {
+    superuser_only: true,
+    check: program,
+    ..option(
+        c"nrt_backup.pgbackrest",
+        c"pgbackrest",
+        c"The pgBackRest program: a name to find on the server's PATH, or an absolute path.",
+    )
+};
+
+/// The operator's own pgBackRest configuration.
+pub static PGBACKREST_CONFIG: Opt = Opt {
+    superuser_only: true,
+    check: absolute_path_or_empty,
+    ..option(
+        c"nrt_backup.pgbackrest_config",
+        c"",
+        c"Your own pgBackRest configuration file, used instead of a generated one; empty to generate.",
+    )
+};
+
+/// Which database pgBackRest connects to.
+pub static DATABASE: Opt = Opt {
+    check: identifier,
+    ..option(
+        c"nrt_backup.database",
+        c"postgres",
+        c"Database that pgBackRest connects to when it starts and stops a backup.",
+    )
+};
+
+/// How many processes a backup uses.
+pub static PROCESS_MAX: Opt = Opt {
+    kind: Kind::Int { min: 0, max: 999, unit: Unit::Plain },
+    ..option(
+        c"nrt_backup.process_max",
+        c"0",
+        c"Processes that a backup uses; 0 for half the cores, at most 4.",
+    )
+};
+
+/// How a backup is compressed.
+pub static COMPRESS_TYPE: Opt = Opt {
+    check: compress_type,
+    ..option(
+        c"nrt_backup.compress_type",
+        c"zst",
+        c"Compression of backups and archived WAL: zst, lz4, gz, bz2 or none.",
+    )
+};
+
+/// When the last backup is too old.
+pub static MAX_BACKUP_AGE: Opt = Opt {
+    kind: Kind::Int { min: 0, max: i32::MAX, unit: Unit::Seconds },
+    ..option(
+        c"nrt_backup.max_backup_age",
+        c"93600",
+        c"Seconds after which the last backup is too old for nrt.health; 0 for never.",
+    )
+};
+
+/// When a disk is nearly full.
+pub static MIN_DISK_FREE: Opt = Opt {
+    kind: Kind::Int { min: 0, max: 90, unit: Unit::Plain },
+    ..option(
+        c"nrt_backup.min_disk_free",
+        c"10",
+        c"Per cent of the repository's and the WAL's disk that must be free for nrt.health; 0 for none.",
+    )
+};
+
+/// Every option, in the order of the documents.
+pub static ALL: [&Opt; 19] = [
+    &STANZA,
+    &RETENTION_DAYS,
+    &FULL_SCHEDULE,
+    &INCREMENTAL_SCHEDULE,
+    &DIFFERENTIAL_SCHEDULE,
+    &TIMEZONE,
+    &WAL_MONITOR,
+    &WAL_MONITOR_INTERVAL,
+    &WAL_GROWTH_THRESHOLD,
+    &MIN_WAL_GROWTH,
+    &REPOSITORY,
+    &LOCK_PATH,
+    &PGBACKREST,
+    &PGBACKREST_CONFIG,
+    &DATABASE,
+    &PROCESS_MAX,
+    &COMPRESS_TYPE,
+    &MAX_BACKUP_AGE,
+    &MIN_DISK_FREE,
+];
+
+fn anything(_: &str) -> Result<(), String> {
+    Ok(())
+}
+
+fn stanza_name(name: &str) -> Result<(), String> {
+    // As the start of a sentence: it stands alone here.
+    valid_stanza_name(name).map_err(|reason| format!("For a stanza, {reason}."))
+}
+
+fn schedule(text: &str) -> Result<(), String> {
+    crontab::parse_schedule(text).map(drop).map_err(|error| error.to_string())
+}
+
+fn zone(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    crontab::parse_zone(text).map(drop).map_err(|error| error.to_string())
+}
+
+fn any_size(text: &str) -> Result<(), String> {
+    size::parse_size(text).map(drop).map_err(|error| error.to_string())
+}
+
+fn positive_size(text: &str) -> Result<(), String> {
+    match size::parse_size(text) {
+        Ok(0) => Err("It must be more than 0; set nrt_backup.wal_monitor to off to start no \
+                      backup by WAL growth."
+            .to_string()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn absolute_path(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') {
+        return Err("The path must be absolute.".to_string());
+    }
+    one_line(path)
+}
+
+fn absolute_path_or_empty(path: &str) -> Result<(), String> {
+    if path.is_empty() { Ok(()) } else { absolute_path(path) }
+}
+
+fn program(path: &str) -> Result<(), String> {
+    if path.is_empty() || (path.contains('/') && !path.starts_with('/')) {
+        return Err("It must be a program's name without a slash, or an absolute path.".to_string());
+    }
+    one_line(path)
+}
+
+/// A control character in a value could begin a new line of pgBackRest's configuration.
+fn one_line(text: &str) -> Result<(), String> {
+    if text.chars().any(char::is_control) {
+        return Err("It holds a control character.".to_string());
+    }
+    Ok(())
+}
+
+fn identifier(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > 63 {
+        return Err("A name has 1 to 63 bytes.".to_string());
+    }
+    one_line(name)
+}
+
+fn compress_type(name: &str) -> Result<(), String> {
+    match name {
+        "zst" | "lz4" | "gz" | "bz2" | "none" => Ok(()),
+        _ => Err("It must be zst, lz4, gz, bz2 or none.".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_passes_its_own_check() {
+        for option in ALL {
+            assert!(option.name().starts_with("nrt_backup."), "{}", option.name());
+            assert!(option.help().ends_with('.'), "{}", option.name());
+            assert_eq!((option.check)(option.default()), Ok(()), "{}", option.name());
+            if let Kind::Int { min, max, .. } = option.kind {
+                let default: i32 = option.default().parse().expect("a whole number");
+                assert!((min..=max).contains(&default), "{}", option.name());
+            }
+        }
+    }
+
+    /// The README's table of settings. Where this fails, the message is the table.
+    #[test]
+    fn the_readme_has_every_option_as_it_is() {
+        let unit = |option: &Opt| match option.kind {
+            Kind::Int { unit: Unit::Seconds, .. } => " s",
+            _ => "",
+        };
+        let cell = |text: &str| if text.is_empty() { String::new() } else { format!("`{text}`") };
+        let rows = ALL.into_iter().map(|option| {
+            let default = format!("{}{}", option.default(), unit(option));
+            format!(
+                "| `{}` | {} | {} | {} |\n",
+                option.name(),
+                cell(option.environment.unwrap_or_default()),
+                cell(&default),
+                option.help()
+            )
+        });
+        let table: String = rows.collect();
+        let readme = include_str!("../../../README.md");
+        assert!(readme.contains(&table), "the README's table of settings must be:\n{table}");
+    }
+
+    #[test]
+    fn refuses_what_could_break_out_of_a_configuration_file() {
+        let bad: [(&Opt, &[&str]); 8] = [
+            (&STANZA, &["", "a b", "../x", "-x", "a\nb", "a/b"]),
+            (&FULL_SCHEDULE, &["0 3 * *", "61 * * * *", "0 0 3 * * *", "daily"]),
+            (&WAL_GROWTH_THRESHOLD, &["", "0", "-1MB", "1 parsec", "MB"]),
+            (&REPOSITORY, &["", "relative", "/a\nrepo2-path=/b"]),
+            (&PGBACKREST, &["", "bin/pgbackrest", "/a\0"]),
+            (&DATABASE, &["", "a\nb"]),
+            (&TIMEZONE, &["Mars/Olympus"]),
+            (&COMPRESS_TYPE, &["zip", ""]),
+        ];
+        for (option, values) in bad {
+            for value in values {
+                assert!((option.check)(value).is_err(), "{} took {value:?}", option.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Tells from when to when the cluster can be restored.
+
+use chrono::{DateTime, Utc};
+
+use crate::inventory::Inventory;
+use crate::lsn::{Lsn, Segment};
+use crate::pgbackrest::archive::ArchiveRange;
+
+/// A stretch of the past without a gap: every moment in it can be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// The timeline of the WAL.
+    pub timeline: u32,
+    /// When its first backup ended; `None` where a backup on an earlier timeline leads in.
+    pub from_time: Option<DateTime<Utc>>,
+    /// Where its first backup ended, or where the timeline begins.
+    pub from: Lsn,
+    /// When its last segment was archived.
+    pub to_time: Option<DateTime<Utc>>,
+    /// Where its last archived segment ends.
+    pub to: Lsn,
+    /// The backup that its beginning is restored from.
+    pub first_backup: String,
+    /// How many backups lie in it.
+    pub backups: u64,
+    /// Where the archive goes on after the gap that ends the window, if it ends in one.
+    pub gap_until: Option<Lsn>,
+}
+
+/// The windows of the cluster, oldest first.
+///
+/// `archived` is what the archiver has reported since the look: it archives in order, so
+/// everything up to there is in the archive.
+pub fn windows(
+    inventory: &Inventory,
+    system_id: u64,
+    segment_size: u64,
+    archived: Option<(Segment, DateTime<Utc>)>,
+) -> Vec<Window> {
+    let ranges = extended(inventory.archive_of(system_id), segment_size, archived);
+    let mut windows: Vec<Window> = Vec::new();
+    for (place, range) in ranges.iter().enumerate() {
+        let gap_until = ranges
+            .get(place + 1)
+            .filter(|next| next.timeline == range.timeline)
+            .map(|next| next.from);
+        let mut inside = inventory.backups_of(system_id).filter_map(|backup| {
+            let stop = backup.stop_lsn?;
+            let start = backup.start_lsn.unwrap_or(stop);
+            let within =
+                backup.timeline == Some(range.timeline) && range.from <= start && stop <= range.to;
+            within.then_some((stop, backup))
+        });
+        // A timeline that branched off from one that can be restored up to there. After a gap it
+        // is too late for that, also where the other one goes on.
+        let begins = place == 0 || ranges[place - 1].timeline != range.timeline;
+        let lead_in = windows
+            .iter()
+            .rev()
+            .filter(|_| begins)
+            .find(|it| it.timeline < range.timeline && it.from <= range.from && range.from <= it.to)
+            .map(|it| it.first_backup.clone());
+        let (from, from_time, first_backup, backups) = match (lead_in, inside.next()) {
+            (Some(label), first) => {
+                (range.from, None, label, u64::from(first.is_some()) + inside.count() as u64)
+            }
+            (None, Some((stop, backup))) => {
+                let label = backup.label.clone();
+                (stop, Some(backup.stop_time), label, 1 + inside.count() as u64)
+            }
+            (None, None) => continue,
+        };
+        windows.push(Window {
+            timeline: range.timeline,
+            from_time,
+            from,
+            to_time: range.newest_time,
+            to: range.to,
+            first_backup,
+            backups,
+            gap_until,
+        });
+    }
+    windows
+}
+
+/// The archive, with what the archiver has added since it was listed.
+fn extended(
+    mut ranges: Vec<ArchiveRange>,
+    segment_size: u64,
+    archived: Option<(Segment, DateTime<Utc>)>,
+) -> Vec<ArchiveRange> {
+    if let Some((segment, at)) = archived {
+        let last = ranges.iter_mut().rfind(|range| range.timeline == segment.timeline);
+        if let Some(last) = last.filter(|range| range.to < segment.end(segment_size)) {
+            last.to = segment.end(segment_size);
+            last.newest_time = Some(at);
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::{Failure, Repository};
+    use crate::pgbackrest::info::parse_info;
+    use crate::pgbackrest::version::MINIMUM;
+    use serde_json::json;
+
+    const OURS: u64 = 1;
+    const SIZE: u64 = 1 << 24;
+
+    /// The position that lies so many segments from the beginning.
+    fn segments(count: f64) -> Lsn {
+        Lsn((count * SIZE as f64) as u64)
+    }
+
+    fn minute(number: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(number * 60, 0).expect("a time")
+    }
+
+    /// A repository with unbroken stretches of WAL, as timeline, first segment and the one after
+    /// the last, and with backups, as label, timeline, start and stop counted in segments. What
+    /// is at segment 5 was written at minute 5.
+    fn repository(archive: &[(u32, u64, u64)], backups: &[(&str, u32, f64, f64)]) -> Inventory {
+        let backups: Vec<_> = backups
+            .iter()
+            .map(|(label, timeline, start, stop)| {
+                let segment = Segment { timeline: *timeline, number: *stop as u64 }.name(SIZE);
+                json!({
+                    "label": label, "type": "incr", "error": label.contains("damaged"),
+                    "timestamp": { "start": (start * 60.0) as i64, "stop": (stop * 60.0) as i64 },
+                    "lsn": {
+                        "start": segments(*start).to_string(),
+                        "stop": segments(*stop).to_string(),
+                    },
+                    "archive": { "start": segment, "stop": segment },
+                    "database": { "id": 1 },
+                })
+            })
+            .collect();
+        let info = json!([{
+            "name": "main", "status": { "code": 0, "message": "ok" },
+            "db": [
+                { "id": 1, "system-id": OURS, "version": "15" },
+                { "id": 2, "system-id": 2, "version": "15" },
+            ],
+            "archive": [
+                { "id": "15-1", "database": { "id": 1 } },
+                { "id": "15-2", "database": { "id": 2 } },
+            ],
+            "backup": backups,
+        }]);
+        let range = |&(timeline, first, end): &(u32, u64, u64)| ArchiveRange {
+            archive_id: "15-1".to_string(),
+            timeline,
+            first: Segment { timeline, number: first }.name(SIZE),
+            last: Segment { timeline, number: end - 1 }.name(SIZE),
+            from: Lsn(first * SIZE),
+            to: Lsn(end * SIZE),
+            segments: end - first,
+            oldest_time: Some(minute(first as i64)),
+            newest_time: Some(minute(end as i64)),
+        };
+        Inventory {
+            collected_at: minute(0),
+            listed_at: minute(0),
+            stanza: "main".to_string(),
+            pgbackrest: Ok(MINIMUM),
+            repository: Ok(Repository {
+                info: parse_info(&info.to_string(), "main").expect("info"),
+                archive: archive.iter().map(range).collect(),
+            }),
+            repository_disk: None,
+            wal_disk: None,
+        }
+    }
+
+    /// The windows as timeline, beginning and end in segments, first backup, number of backups,
+    /// and where the archive goes on.
+    fn found(inventory: &Inventory) -> Vec<(u32, f64, f64, String, u64, Option<f64>)> {
+        let in_segments = |lsn: Lsn| lsn.0 as f64 / SIZE as f64;
+        windows(inventory, OURS, SIZE, None)
+            .into_iter()
+            .map(|it| {
+                let (from, to) = (in_segments(it.from), in_segments(it.to));
+                (it.timeline, from, to, it.first_backup, it.backups, it.gap_until.map(in_segments))
+            })
+            .collect()
+    }
+
+    fn window(
+        timeline: u32,
+        from: f64,
+        to: f64,
+        first_backup: &str,
+        backups: u64,
+        gap_until: Option<f64>,
+    ) -> (u32, f64, f64, String, u64, Option<f64>) {
+        (timeline, from, to, first_backup.to_string(), backups, gap_until)
+    }
+
+    #[test]
+    fn a_window_goes_from_the_end_of_its_first_backup_to_the_end_of_the_archive() {
+        let inventory = repository(
+            &[(1, 2, 9)],
+            &[("a", 1, 2.0, 3.5), ("damaged", 1, 5.0, 5.5), ("b", 1, 7.0, 7.5)],
+        );
+        assert_eq!(found(&inventory), [window(1, 3.5, 9.0, "a", 3, None)]);
+        let first = &windows(&inventory, OURS, SIZE, None)[0];
+        assert_eq!((first.from_time, first.to_time), (Some(minute(3) + half()), Some(minute(9))));
+    }
+
+    fn half() -> chrono::TimeDelta {
+        chrono::TimeDelta::seconds(30)
+    }
+
+    #[test]
+    fn a_gap_ends_a_window_and_the_next_begins_with_a_backup() {
+        let archive = [(1, 2, 5), (1, 6, 8), (1, 9, 12)];
+        for (backups, expected) in [
+            (
+                vec![("a", 1, 2.0, 2.5), ("b", 1, 9.0, 9.5), ("c", 1, 10.0, 10.5)],
+                // What lies between two gaps without a backup is lost.
+                vec![window(1, 2.5, 5.0, "a", 1, Some(6.0)), window(1, 9.5, 12.0, "b", 2, None)],
+            ),
+            (
+                vec![("a", 1, 2.0, 2.5), ("b", 1, 6.0, 6.5)],
+                vec![
+                    window(1, 2.5, 5.0, "a", 1, Some(6.0)),
+                    window(1, 6.5, 8.0, "b", 1, Some(9.0)),
+                ],
+            ),
+            (vec![("a", 1, 10.0, 10.5)], vec![window(1, 10.5, 12.0, "a", 1, None)]),
+            (vec![], vec![]),
+        ] {
+            assert_eq!(found(&repository(&archive, &backups)), expected, "{backups:?}");
+        }
+    }
+
+    #[test]
+    fn a_backup_counts_only_where_all_its_wal_is() {
+        for (start, stop, counts) in [
+            (2.0, 5.0, true),
+            (2.5, 4.9, true),
+            (1.9, 4.0, false),
+            (4.0, 5.1, false),
+            (1.0, 1.5, false),
+            (6.0, 6.5, false),
+        ] {
+            let inventory = repository(&[(1, 2, 5)], &[("a", 1, start, stop)]);
+            assert_eq!(found(&inventory).len(), usize::from(counts), "{start} to {stop}");
+        }
+        // On the timeline that it was taken on.
+        assert_eq!(found(&repository(&[(1, 2, 5)], &[("a", 2, 3.0, 4.0)])), []);
+    }
+
+    #[test]
+    fn a_timeline_is_led_in_by_the_one_it_branched_off_from() {
+        let a = ("a", 1, 2.0, 2.5);
+        for (archive, backups, expected) in [
+            // After a promotion: no backup on the new timeline yet, and then one.
+            (
+                vec![(1, 2, 5), (2, 5, 8)],
+                vec![a],
+                vec![window(1, 2.5, 5.0, "a", 1, None), window(2, 5.0, 8.0, "a", 0, None)],
+            ),
+            (
+                vec![(1, 2, 5), (2, 5, 8)],
+                vec![a, ("b", 2, 6.0, 6.5)],
+                vec![window(1, 2.5, 5.0, "a", 1, None), window(2, 5.0, 8.0, "a", 1, None)],
+            ),
+            // After a restore to an earlier point, twice.
+            (
+                vec![(1, 2, 9), (2, 6, 8), (3, 7, 10)],
+                vec![a],
+                vec![
+                    window(1, 2.5, 9.0, "a", 1, None),
+                    window(2, 6.0, 8.0, "a", 0, None),
+                    window(3, 7.0, 10.0, "a", 0, None),
+                ],
+            ),
+            // The segments around the branch are missing: the new timeline hangs in the air.
+            (vec![(1, 2, 4), (2, 5, 8)], vec![a], vec![window(1, 2.5, 4.0, "a", 1, None)]),
+            (
+                vec![(1, 2, 4), (2, 5, 8)],
+                vec![a, ("b", 2, 6.0, 6.5)],
+                vec![window(1, 2.5, 4.0, "a", 1, None), window(2, 6.5, 8.0, "b", 1, None)],
+            ),
+            // It branched off before what the backup can be restored to.
+            (
+                vec![(1, 2, 9), (2, 2, 8)],
+                vec![("a", 1, 3.0, 3.5)],
+                vec![window(1, 3.5, 9.0, "a", 1, None)],
+            ),
+            // Behind a gap in the new timeline the old one is of no help.
+            (
+                vec![(1, 2, 9), (2, 4, 5), (2, 6, 8)],
+                vec![a],
+                vec![window(1, 2.5, 9.0, "a", 1, None), window(2, 4.0, 5.0, "a", 0, Some(6.0))],
+            ),
+        ] {
+            assert_eq!(found(&repository(&archive, &backups)), expected, "{archive:?}");
+        }
+        let inventory = repository(&[(1, 2, 5), (2, 5, 8)], &[a]);
+        let led_in = &windows(&inventory, OURS, SIZE, None)[1];
+        assert_eq!((led_in.from_time, led_in.to_time), (None, Some(minute(8))));
+    }
+
+    #[test]
+    fn what_was_archived_since_the_look_belongs_to_the_window() {
+        let inventory = repository(&[(1, 2, 4), (1, 5, 7), (2, 7, 8)], &[("a", 1, 5.0, 5.5)]);
+        let ends = |timeline, number| {
+            let archived = Some((Segment { timeline, number }, minute(99)));
+            let windows = windows(&inventory, OURS, SIZE, archived);
+            windows.iter().map(|it| (it.to.0 / SIZE, it.to_time)).collect::<Vec<_>>()
+        };
+        let listed = [(7, Some(minute(7))), (8, Some(minute(8)))];
+        assert_eq!(ends(1, 8), [(9, Some(minute(99))), listed[1]]);
+        assert_eq!(ends(2, 20), [listed[0], (21, Some(minute(99)))]);
+        assert_eq!(ends(1, 6), listed, "known already");
+        assert_eq!(ends(3, 20), listed, "nothing of the timeline is known to be there");
+    }
+
+    #[test]
+    fn a_backup_whose_wal_has_come_since_the_look_counts() {
+        let inventory = repository(&[(1, 2, 4)], &[("a", 1, 3.0, 4.5)]);
+        assert_eq!(found(&inventory), []);
+        let archived = Some((Segment { timeline: 1, number: 4 }, minute(5)));
+        assert_eq!(windows(&inventory, OURS, SIZE, archived).len(), 1);
+    }
+
+    #[test]
+    fn another_clusters_wal_and_backups_are_no_window() {
+        let mut inventory = repository(&[(1, 2, 9)], &[("a", 1, 3.0, 4.0)]);
+        assert_eq!(windows(&inventory, 2, SIZE, None), []);
+        if let Ok(repository) = &mut inventory.repository {
+            repository.archive[0].archive_id = "15-2".to_string();
+        }
+        assert_eq!(windows(&inventory, OURS, SIZE, None), []);
+        inventory.repository =
+            Err(Failure { message: "no repository".to_string(), hint: String::new() });
+        assert_eq!(windows(&inventory, OURS, SIZE, None), []);
+    }
+}
