@@ -1,0 +1,146 @@
+//! Hands a finished WAL segment to pgBackRest, as the server's `archive_command`.
+//!
+//! It is a thin coat: pgBackRest's exit code is ours, and so PostgreSQL keeps the segment until
+//! pgBackRest has it. What pgBackRest says when it fails is kept for `nrt.health`, beside going
+//! to the server's log.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use nrt_core::inventory::Failure;
+use nrt_core::layout::{self, PushFailure, Tool};
+use nrt_core::pgbackrest::{command, exit};
+use nrt_process::files::write_atomically;
+use nrt_process::{allowed, capture};
+
+/// pgBackRest ends by itself long before; this is for a file system that hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+/// More than pgBackRest ever prints here.
+const LONGEST_ANSWER: usize = 1 << 20;
+/// How long the worker's first look at pgBackRest may take on a busy machine, and how long what
+/// follows from it.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// Between two looks at what the worker is about to make.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long the worker may take to start. At a shutdown it ends before the archiver, which must
+/// not wait for it then.
+const WORKER_START: Duration = Duration::from_secs(1);
+/// From this many finished segments on that wait, pgBackRest pushes several at once: that is
+/// twice as fast with a backlog, and four times slower without.
+const BACKLOG: usize = 8;
+
+/// Hands a finished WAL segment to pgBackRest: the server's archive_command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// nrt_backup's directory in the data directory.
+    #[arg(long)]
+    state: PathBuf,
+    /// The segment, as PostgreSQL's %p gives it.
+    segment: PathBuf,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let file = arguments.state.join(layout::PUSH_FAILURE);
+    let Err((code, failure)) = push(arguments) else {
+        // Only there while archiving fails: mostly there is nothing to remove.
+        let _ = fs::remove_file(file);
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("{}", failure.message);
+    if !failure.hint.is_empty() {
+        eprintln!("HINT: {}", failure.hint);
+    }
+    let name = arguments.segment.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let failure = PushFailure { segment: name, at: Utc::now(), failure };
+    if let Ok(text) = serde_json::to_vec(&failure) {
+        // With a full disk the server's log alone has the words.
+        let _ = write_atomically(&file, &text);
+    }
+    ExitCode::from(code)
+}
+
+fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
+    let tool = found_tool(&arguments.state).ok_or_else(|| {
+        (
+            1,
+            Failure {
+                message: "nrt_backup has not found pgBackRest yet; the segment stays in pg_wal"
+                    .to_string(),
+                hint: "See nrt.health if this goes on for more than a minute.".to_string(),
+            },
+        )
+    })?;
+    let segment = std::path::absolute(&arguments.segment).unwrap_or(arguments.segment.clone());
+    let mut args = command::archive_push(&tool.config, &tool.stanza, &segment.to_string_lossy());
+    if backlog(&segment) >= BACKLOG {
+        args.insert(0, "--archive-async".to_string());
+    }
+    let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
+    let environment = allowed(std::env::vars_os());
+    let begin = Instant::now();
+    loop {
+        let program = Path::new(&tool.program);
+        let captured =
+            capture(program, &args, &environment, LIMIT, LONGEST_ANSWER).map_err(|error| {
+                let message = format!("could not run \"{}\": {error}", tool.program);
+                let hint = "Install pgBackRest again, or set nrt_backup.pgbackrest.".to_string();
+                (1, Failure { message, hint })
+            })?;
+        if captured.exit == Some(0) {
+            return Ok(());
+        }
+        let output = format!("{}{}", String::from_utf8_lossy(&captured.stdout), captured.stderr);
+        let verdict = exit::judge(captured.exit, captured.signal, &output);
+        // The worker creates the stanza right after its first look.
+        let soon = verdict.stanza_is_missing() && worker_is_there(&arguments.state);
+        if soon && begin.elapsed() < FIRST_LOOK {
+            thread::sleep(PAUSE);
+            continue;
+        }
+        let code = captured.exit.and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        // PostgreSQL takes codes above 125 for a reason to restart the archiver.
+        return Err((
+            code.clamp(1, 125),
+            Failure { message: verdict.message, hint: verdict.hint.unwrap_or_default() },
+        ));
+    }
+}
+
+/// How pgBackRest is called, as soon as the worker has found out.
+///
+/// The archiver of a server that has just started may come first, and a failure keeps it from
+/// trying again for up to a minute.
+fn found_tool(state: &Path) -> Option<Tool> {
+    let begin = Instant::now();
+    loop {
+        let known = tool(state);
+        let patience = if worker_is_there(state) { FIRST_LOOK } else { WORKER_START };
+        if known.is_some() || begin.elapsed() > patience {
+            return known;
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+fn worker_is_there(state: &Path) -> bool {
+    state.join(layout::RUNNING).exists()
+}
+
+fn tool(state: &Path) -> Option<Tool> {
+    serde_json::from_slice(&fs::read(state.join(layout::TOOL)).ok()?).ok()
+}
+
+/// How many finished segments wait beside this one, counted no further than needed.
+fn backlog(segment: &Path) -> usize {
+    let status = segment.parent().map(|pg_wal| pg_wal.join("archive_status"));
+    let Some(Ok(files)) = status.map(fs::read_dir) else { return 0 };
+    let ready =
+        files.flatten().filter(|file| file.path().extension().is_some_and(|it| it == "ready"));
+    ready.take(BACKLOG).count()
+}

@@ -1,0 +1,302 @@
+//! Finds out what the worker decides by: pgBackRest, the repository, the disks.
+//!
+//! It is the worker's child because all of this can be slow or hang. It also writes pgBackRest's
+//! configuration for the version that it finds, and puts everything into files of the state
+//! directory, each replaced as a whole.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use chrono::{DateTime, TimeDelta, Utc};
+use nrt_core::inventory::{Disk, Failure, Inventory, Repository};
+use nrt_core::layout::{self, Tool};
+use nrt_core::look::Plan;
+use nrt_core::pgbackrest::config::{self, BadConfig, ConfigInput};
+use nrt_core::pgbackrest::version::{MINIMUM, Version};
+use nrt_core::pgbackrest::{archive, command, exit, info};
+use nrt_process::files::write_atomically;
+use nrt_process::{allowed, capture};
+use rustix::fs::statvfs;
+
+/// How long each call of pgBackRest may take.
+const LIMIT: Duration = Duration::from_secs(90);
+/// More than the longest answer: a listing has about a hundred bytes for each of a million
+/// segments.
+const LONGEST_ANSWER: usize = 256 << 20;
+/// How long an account of the repository is good although nothing seems to have changed in it: a
+/// repository that is no directory here shows no sign of change.
+const FRESH: TimeDelta = TimeDelta::minutes(10);
+/// Seconds that a backup waits until its WAL is in the repository: pgBackRest's own default.
+const ARCHIVE_TIMEOUT: u32 = 60;
+/// Where pgBackRest keeps its locks unless told.
+const LOCK_PATH: &str = "/tmp/pgbackrest";
+/// Where pgBackRest keeps its repository unless told.
+const REPOSITORY: &str = "/var/lib/pgbackrest";
+
+/// Looks at pgBackRest, the repository and the disks, for the worker.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// What to look at, as JSON.
+    plan: String,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    match look(&arguments.plan) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn look(plan: &str) -> anyhow::Result<()> {
+    let plan: Plan = serde_json::from_str(plan).context("read the plan")?;
+    let look =
+        Look { environment: allowed(std::env::vars_os()), state: plan.state.clone().into(), plan };
+    let inventory = look.inventory()?;
+    look.write(layout::INVENTORY, &serde_json::to_vec(&inventory)?)
+}
+
+struct Look {
+    plan: Plan,
+    state: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Look {
+    fn inventory(&self) -> anyhow::Result<Inventory> {
+        let now = Utc::now();
+        let mut inventory = Inventory {
+            collected_at: now,
+            listed_at: now,
+            stanza: self.plan.stanza.clone(),
+            pgbackrest: Err(Failure { message: String::new(), hint: String::new() }),
+            repository: Err(Failure { message: String::new(), hint: String::new() }),
+            repository_disk: self.repository_directory().and_then(|path| disk(Path::new(&path))),
+            wal_disk: disk(&Path::new(&self.plan.data_directory).join("pg_wal")),
+        };
+        match self.find() {
+            Err(failure) => {
+                inventory.repository = Err(failure.clone());
+                inventory.pgbackrest = Err(failure);
+            }
+            Ok((program, version)) => {
+                inventory.pgbackrest = Ok(version);
+                if let Some(before) = self.still_good(now, &inventory) {
+                    inventory.listed_at = before.listed_at;
+                    inventory.repository = before.repository;
+                } else {
+                    inventory.repository = match self.configuration(version) {
+                        Ok(text) => self.repository(&self.configure(&program, text)?),
+                        Err(failure) => Err(failure),
+                    };
+                }
+            }
+        }
+        Ok(inventory)
+    }
+
+    /// The program and its version.
+    fn find(&self) -> Result<(PathBuf, Version), Failure> {
+        let name = &self.plan.pgbackrest;
+        let program = self.on_path(name).ok_or_else(|| Failure {
+            message: format!(
+                "pgBackRest is missing: there is no program \"{name}\" that can be run"
+            ),
+            hint: format!(
+                "Install pgBackRest {MINIMUM} or newer (apt install pgbackrest), or set \
+                 nrt_backup.pgbackrest to its path."
+            ),
+        })?;
+        let answer = self.call(&program, &command::version())?;
+        let text = String::from_utf8_lossy(&answer);
+        let version = Version::parse(&text).ok_or_else(|| Failure {
+            message: format!("\"{}\" does not answer as pgBackRest does", program.display()),
+            hint: "Set nrt_backup.pgbackrest to pgBackRest's path.".to_string(),
+        })?;
+        if !version.supported() {
+            return Err(Failure {
+                message: format!("pgBackRest {version} is too old: nrt_backup needs {MINIMUM}"),
+                hint: "Install a newer pgBackRest.".to_string(),
+            });
+        }
+        Ok((program, version))
+    }
+
+    fn on_path(&self, name: &str) -> Option<PathBuf> {
+        let runs = |path: &PathBuf| {
+            fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+        };
+        if name.starts_with('/') {
+            return Some(PathBuf::from(name)).filter(runs);
+        }
+        let path = self.environment.iter().find(|(variable, _)| variable == "PATH")?;
+        std::env::split_paths(&path.1).map(|directory| directory.join(name)).find(runs)
+    }
+
+    /// The configuration for this version, unless the operator has one.
+    fn configuration(&self, version: Version) -> Result<Option<String>, Failure> {
+        if self.plan.own_config.is_some() {
+            return Ok(None);
+        }
+        let text = self.config_input(version).and_then(|input| config::render(&input));
+        text.map(Some).map_err(|error| Failure {
+            message: format!("pgBackRest cannot be configured: {error}"),
+            hint: "Change the setting that it comes from; see nrt.settings.".to_string(),
+        })
+    }
+
+    /// Writes the configuration, if there is one to write, and how pgBackRest is called.
+    fn configure(&self, program: &Path, text: Option<String>) -> anyhow::Result<Tool> {
+        if let Some(text) = text {
+            self.write(layout::PGBACKREST_CONFIG, text.as_bytes())?;
+        }
+        let own = self.plan.own_config.as_deref();
+        let own_locks = own.map(|path| own_option(path, "lock-path").unwrap_or(LOCK_PATH.into()));
+        let tool = Tool {
+            program: program.to_string_lossy().into_owned(),
+            config: own.map_or_else(|| self.text(layout::PGBACKREST_CONFIG), str::to_string),
+            stanza: self.plan.stanza.clone(),
+            lock_path: own_locks.unwrap_or_else(|| self.plan.lock_path.clone()),
+        };
+        self.write(layout::TOOL, &serde_json::to_vec(&tool)?)?;
+        Ok(tool)
+    }
+
+    fn config_input(&self, version: Version) -> Result<ConfigInput, BadConfig> {
+        let plan = &self.plan;
+        Ok(ConfigInput {
+            version,
+            stanza: plan.stanza.clone(),
+            repository: plan.repository.clone(),
+            lock_path: plan.lock_path.clone(),
+            log_path: self.text(layout::LOG),
+            spool_path: self.text(layout::SPOOL),
+            pg_path: plan.data_directory.clone(),
+            pg_port: plan.port,
+            pg_socket: plan.socket_directory.clone(),
+            pg_user: plan.user.clone(),
+            pg_database: plan.database.clone(),
+            retention_days: plan.retention_days,
+            process_max: u16::try_from(plan.process_max).unwrap_or(u16::MAX),
+            compress_type: plan.compress_type.parse()?,
+            archive_timeout: ARCHIVE_TIMEOUT,
+            exclude: vec![format!("{}/", layout::STATE_DIRECTORY)],
+        })
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.state.join(name).to_string_lossy().into_owned()
+    }
+
+    /// Writes a file of the state directory, unless it holds the same already.
+    fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let path = self.state.join(name);
+        if fs::read(&path).is_ok_and(|old| old == content) {
+            return Ok(());
+        }
+        write_atomically(&path, content).with_context(|| format!("write \"{}\"", path.display()))
+    }
+
+    /// The account before this one, if it is still good.
+    fn still_good(&self, now: DateTime<Utc>, fresh: &Inventory) -> Option<Inventory> {
+        if self.plan.thorough {
+            return None;
+        }
+        let before = fs::read(self.state.join(layout::INVENTORY)).ok()?;
+        let before: Inventory = serde_json::from_slice(&before).ok()?;
+        let info = Path::new(&self.repository_directory()?)
+            .join("backup")
+            .join(&self.plan.stanza)
+            .join("backup.info");
+        let changed: SystemTime = fs::metadata(info).ok()?.modified().ok()?;
+        let good = before.repository.as_ref().is_ok_and(|it| it.problem().is_none())
+            && before.stanza == fresh.stanza
+            && before.pgbackrest == fresh.pgbackrest
+            && now - before.listed_at < FRESH
+            // A second of slack: file systems keep coarse times.
+            && DateTime::<Utc>::from(changed) + TimeDelta::seconds(1) < before.listed_at;
+        good.then_some(before)
+    }
+
+    /// The repository's directory, where it is one on this machine.
+    fn repository_directory(&self) -> Option<String> {
+        match &self.plan.own_config {
+            None => Some(self.plan.repository.clone()),
+            Some(config) => {
+                let posix = own_option(config, "repo1-type").is_none_or(|kind| kind == "posix")
+                    && own_option(config, "repo1-host").is_none();
+                posix.then(|| own_option(config, "repo1-path").unwrap_or(REPOSITORY.into()))
+            }
+        }
+    }
+
+    fn repository(&self, tool: &Tool) -> Result<Repository, Failure> {
+        let program = Path::new(&tool.program);
+        let answer = self.call(program, &command::info(&tool.config, &tool.stanza))?;
+        let text = String::from_utf8_lossy(&answer);
+        let info = info::parse_info(&text, &tool.stanza).map_err(|error| Failure {
+            message: format!("pgBackRest's account of the repository cannot be read: {error}"),
+            hint: "Run pgbackrest info --output=json to see it.".to_string(),
+        })?;
+        if info.archives.is_empty() {
+            return Ok(Repository { info, archive: Vec::new() });
+        }
+        let answer = self.call(program, &command::repo_ls(&tool.config, &tool.stanza))?;
+        let text = String::from_utf8_lossy(&answer);
+        let listing = archive::parse_listing(&text, self.plan.segment_size);
+        let archive = listing.map_err(|error| Failure {
+            message: format!("pgBackRest's listing of the archive cannot be read: {error}"),
+            hint: "Run pgbackrest repo-ls to see it.".to_string(),
+        })?;
+        let archive = archive.ranges;
+        Ok(Repository { info, archive })
+    }
+
+    fn call(&self, program: &Path, args: &[String]) -> Result<Vec<u8>, Failure> {
+        let words: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let captured = capture(program, &words, &self.environment, LIMIT, LONGEST_ANSWER);
+        let captured = captured.map_err(|error| Failure {
+            message: format!("could not run \"{}\": {error}", program.display()),
+            hint: "See that the server's user may run it.".to_string(),
+        })?;
+        if captured.exit == Some(0) {
+            return Ok(captured.stdout);
+        }
+        if captured.timed_out {
+            return Err(Failure {
+                message: format!("pgBackRest did not answer within {} s", LIMIT.as_secs()),
+                hint: "The repository's file system or network may hang.".to_string(),
+            });
+        }
+        let output = format!("{}{}", String::from_utf8_lossy(&captured.stdout), captured.stderr);
+        let verdict = exit::judge(captured.exit, captured.signal, &output);
+        let hint = verdict.hint.unwrap_or_else(|| {
+            let command = format!("{} {}", program.display(), args.join(" "));
+            format!("Run \"{command}\" as the server's user to see more.")
+        });
+        Err(Failure { message: verdict.message, hint })
+    }
+}
+
+/// The disk below a path, or below the nearest directory above it that exists.
+fn disk(path: &Path) -> Option<Disk> {
+    let existing = path.ancestors().find(|it| it.exists())?;
+    let disk = statvfs(existing).ok()?;
+    Some(Disk { total: disk.f_blocks * disk.f_frsize, available: disk.f_bavail * disk.f_frsize })
+}
+
+/// The value of an option in the operator's own configuration file.
+fn own_option(config: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(config).ok()?;
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .find_map(|(option, value)| (option.trim() == name).then(|| value.trim().to_string()))
+}

@@ -1,0 +1,34 @@
+//! The command `nrt-backup`: what nrt_backup does outside of PostgreSQL.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Keeps a PostgreSQL server backed up and provably restorable.
+#[derive(Debug, Parser)]
+#[command(name = "nrt-backup", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// The server calls all of these; an operator has no use for them yet.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Leash(commands::leash::Arguments),
+    #[command(hide = true)]
+    Look(commands::look::Arguments),
+    // pgBackRest insists that its name stands in archive_command.
+    #[command(hide = true, name = "pgbackrest-archive-push")]
+    ArchivePush(commands::archive_push::Arguments),
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Leash(arguments) => commands::leash::run(arguments),
+        Command::Look(arguments) => commands::look::run(&arguments),
+        Command::ArchivePush(arguments) => commands::archive_push::run(&arguments),
+    }
+}
