@@ -1,0 +1,31 @@
+-- What the functions refuse, with SQLSTATE, the value and what to do.
+CREATE EXTENSION nrt_backup;
+-- Not psql's verbose errors: they tell where in the code an error comes from.
+CREATE FUNCTION refused(call text) RETURNS TABLE (code text, message text, detail text, hint text)
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE call;
+    message := 'not refused';
+    RETURN NEXT;
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS code := RETURNED_SQLSTATE, message := MESSAGE_TEXT,
+        detail := PG_EXCEPTION_DETAIL, hint := PG_EXCEPTION_HINT;
+    RETURN NEXT;
+END
+$$;
+
+SELECT r.* FROM refused($$SELECT nrt_backup_now('everything')$$) r;
+SELECT r.* FROM refused($$SELECT nrt_backup_now('')$$) r;
+SELECT r.* FROM refused($$SELECT nrt_backup_now('fuller')$$) r;
+SELECT r.* FROM refused($$SELECT nrt_backup_now(' full')$$) r;
+SELECT r.* FROM refused($$SELECT nrt_backup_now(NULL)$$) r;
+SELECT r.* FROM refused($$SELECT nrt_backup_start('--type=full')$$) r;
+SELECT r.* FROM refused($$SELECT nrt_backup_start(NULL)$$) r;
+SELECT r.* FROM refused($$SELECT nrt_backup_start(type => '差')$$) r;
+-- A value that is too long to be told is shortened.
+SELECT length(message) < 200 AS short, left(message, 20) AS message FROM refused(format('SELECT nrt_backup_start(%L)', repeat('x', 100000))) r;
+-- Nothing of this left a trace in the history.
+SELECT count(*) FROM nrt.backup_history WHERE trigger = 'manual';
+
+DROP FUNCTION refused(text);
+DROP EXTENSION nrt_backup;

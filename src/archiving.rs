@@ -1,0 +1,73 @@
+//! Switches archiving on where the operator has not decided otherwise.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use nrt_core::health::{Archiver, Archiving, FailedPush};
+
+use crate::{postgres, state_directory};
+
+/// Gives `archive_mode` and `archive_command` defaults under which finished segments go to
+/// pgBackRest. Called while the library is preloaded.
+///
+/// PostgreSQL checks that archiving goes with `wal_level` before it loads libraries: with
+/// `minimal` we must leave it off, or nobody would notice that what is archived is of no use.
+pub(crate) fn set_defaults() {
+    if level_is_minimal() {
+        return;
+    }
+    if let Ok(command) = CString::new(command()) {
+        postgres::set_default(c"archive_mode", c"on");
+        postgres::set_default(c"archive_command", &command);
+    }
+}
+
+fn level_is_minimal() -> bool {
+    postgres::config_option(c"wal_level").as_deref() == Some("minimal")
+}
+
+/// Our `archive_command`.
+///
+/// pgBackRest insists that its name stands in it, and so it does in the subcommand's name.
+fn command() -> String {
+    let program = quote(&postgres::program_directory().join("nrt-backup"));
+    let state = quote(&state_directory::path());
+    format!("{program} pgbackrest-archive-push --state {state} %p")
+}
+
+/// Quotes a path for the shell, and doubles per cent signs for PostgreSQL.
+fn quote(path: &Path) -> String {
+    let text = path.to_string_lossy().replace('\'', r"'\''").replace('%', "%%");
+    format!("'{text}'")
+}
+
+/// How WAL leaves `pg_wal` at the moment.
+pub(crate) fn now() -> Archiving {
+    let option = |name| postgres::config_option(name).unwrap_or_default();
+    let statistics = postgres::archiver_statistics();
+    let archived_at = statistics.archived.map(|(_, at)| at);
+    let failing = statistics.failed.filter(|(_, at)| archived_at.is_none_or(|last| last < *at));
+    Archiving {
+        level_minimal: level_is_minimal(),
+        mode_on: matches!(option(c"archive_mode").as_str(), "on" | "always"),
+        by: archiver(&option(c"archive_library"), &option(c"archive_command")),
+        failing: failing.map(|(segment, at)| {
+            let words = state_directory::failed_push().filter(|it| it.segment == segment);
+            FailedPush { segment, at, words: words.map(|it| it.failure) }
+        }),
+    }
+}
+
+fn archiver(library: &str, command: &str) -> Archiver {
+    if !library.is_empty() {
+        Archiver::Foreign(library.to_string())
+    } else if command.is_empty() || command == "(disabled)" {
+        Archiver::Nobody
+    } else if command == self::command() {
+        Archiver::Ours
+    } else if command.contains("pgbackrest") {
+        Archiver::PgBackRest
+    } else {
+        Archiver::Foreign(command.to_string())
+    }
+}

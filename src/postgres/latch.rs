@@ -1,0 +1,36 @@
+//! Waits on this process's latch and wakes other processes by theirs.
+
+#![allow(unsafe_code)]
+
+use std::time::Duration;
+
+use pgrx::pg_sys;
+
+/// Waits until this process's latch is set or the time is out. Ends the process at once if the
+/// postmaster is dead.
+pub(crate) fn wait(timeout: Duration) {
+    let events = (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32;
+    let milliseconds = std::ffi::c_long::try_from(timeout.as_millis()).unwrap_or(1000);
+    // SAFETY: MyLatch is valid in every process that is connected to shared memory.
+    unsafe {
+        pg_sys::WaitLatch(pg_sys::MyLatch, events, milliseconds, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
+
+/// The address of this process's latch. Latches of processes lie in shared memory, which every
+/// process of a server sees at the same address.
+pub(crate) fn own() -> usize {
+    // SAFETY: only the address is read.
+    unsafe { pg_sys::MyLatch as usize }
+}
+
+/// Wakes the process whose latch is at `address`; 0 is nobody's.
+pub(crate) fn wake(address: usize) {
+    if address != 0 {
+        // SAFETY: the address came from `own` in another process of this server. Latches are
+        // never unmapped; if the process has ended meanwhile, its slot's latch is set for
+        // nothing, which every waiter must expect.
+        unsafe { pg_sys::SetLatch(address as *mut pg_sys::Latch) }
+    }
+}

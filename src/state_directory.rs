@@ -1,0 +1,239 @@
+//! Reads and writes the worker's files: `nrt_backup/` in the data directory, mode 0700.
+//!
+//! Nothing here is the only copy of anything that matters: the repository is the truth about
+//! backups, and the history is rebuilt from it. So a file that cannot be read counts as absent.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nrt_core::health::Check;
+use nrt_core::inventory::Inventory;
+use nrt_core::job::Job;
+use nrt_core::layout::{self, Kept, PushFailure, Tool};
+use nrt_process::files::write_atomically;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::postgres;
+
+/// Jobs that the history keeps when it is rewritten. At one backup a minute that is a week.
+const HISTORY_KEPT: usize = 10_000;
+
+/// The state directory's path.
+pub(crate) fn path() -> PathBuf {
+    postgres::data_directory().join(layout::STATE_DIRECTORY)
+}
+
+/// The path of a file in the state directory.
+pub(crate) fn file(name: &str) -> PathBuf {
+    path().join(name)
+}
+
+/// Makes the state directory and those within it, unless they are there.
+///
+/// # Errors
+///
+/// What the file system says, with the directory's name.
+pub(crate) fn create() -> io::Result<()> {
+    for directory in [path(), file(layout::LOG)] {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.map_err(|error| in_file(&directory, &error))?;
+    }
+    Ok(())
+}
+
+fn in_file(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn read<T: DeserializeOwned>(name: &str) -> Option<T> {
+    serde_json::from_slice(&fs::read(file(name)).ok()?).ok()
+}
+
+fn write(name: &str, value: &impl Serialize) -> io::Result<()> {
+    let path = file(name);
+    write_atomically(&path, &serde_json::to_vec(value)?).map_err(|error| in_file(&path, &error))
+}
+
+/// What the worker kept.
+pub(crate) fn kept() -> Kept {
+    read(layout::KEPT).unwrap_or_default()
+}
+
+/// Keeps what the worker must know after a restart.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn keep(kept: &Kept) -> io::Result<()> {
+    write(layout::KEPT, kept)
+}
+
+/// The last look's result.
+pub(crate) fn inventory() -> Option<Inventory> {
+    read(layout::INVENTORY)
+}
+
+/// The last look's result, or what is wrong with the file.
+///
+/// # Errors
+///
+/// What the file system says, or that the file holds something else.
+pub(crate) fn fresh_inventory() -> io::Result<Inventory> {
+    Ok(serde_json::from_slice(&fs::read(file(layout::INVENTORY))?)?)
+}
+
+/// The last evaluation of the checks.
+pub(crate) fn health() -> Vec<Check> {
+    read(layout::HEALTH).unwrap_or_default()
+}
+
+/// Shows the checks to the SQL functions.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn publish_health(checks: &[Check]) -> io::Result<()> {
+    write(layout::HEALTH, &checks)
+}
+
+/// Why the last segment could not be archived, if it could not.
+pub(crate) fn failed_push() -> Option<PushFailure> {
+    read(layout::PUSH_FAILURE)
+}
+
+/// How pgBackRest is called.
+pub(crate) fn tool() -> Option<Tool> {
+    read(layout::TOOL)
+}
+
+/// What the locks of pgBackRest hold that a running backup has: how far it is.
+pub(crate) fn lock_texts() -> Vec<String> {
+    let Some(tool) = tool() else { return Vec::new() };
+    let lock = |name: String| fs::read_to_string(Path::new(&tool.lock_path).join(name)).ok();
+    // The name is another one from pgBackRest 2.53 on; the other is simply not there.
+    let names = ["backup", "backup-1"].map(|kind| format!("{}-{kind}.lock", tool.stanza));
+    names.into_iter().filter_map(lock).collect()
+}
+
+/// The end of what the running or last job printed, at most `limit` bytes.
+pub(crate) fn job_log(limit: u64) -> Option<String> {
+    let mut log = File::open(file(layout::LOG).join(layout::JOB_LOG)).ok()?;
+    let length = log.metadata().ok()?.len();
+    log.seek(SeekFrom::Start(length.saturating_sub(limit))).ok()?;
+    let mut text = Vec::new();
+    log.take(limit).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Marks that a worker runs. Answers whether the one before left its mark behind, which it does
+/// only when it or the server ends without a clean shutdown.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn mark_running() -> io::Result<bool> {
+    let mark = file(layout::RUNNING);
+    let left_behind = mark.exists();
+    File::create(&mark).map_err(|error| in_file(&mark, &error))?;
+    Ok(left_behind)
+}
+
+/// Takes the mark of a running worker away.
+pub(crate) fn unmark_running() {
+    // If it stays, the next worker reports an unclean end that was none: harmless.
+    let _ = fs::remove_file(file(layout::RUNNING));
+}
+
+/// The history: every job, the newest last.
+///
+/// A line that was torn by a crash is left out.
+pub(crate) fn history() -> BTreeMap<u64, Job> {
+    let Ok(file) = File::open(file(layout::HISTORY)) else { return BTreeMap::new() };
+    let lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
+    let jobs = lines.filter_map(|line| serde_json::from_slice::<Job>(&line).ok());
+    jobs.map(|job| (job.id, job)).collect()
+}
+
+/// One job of the history.
+pub(crate) fn job(id: u64) -> Option<Job> {
+    history().remove(&id)
+}
+
+/// Appends to the history. What cannot be written now is kept and written with the next row.
+#[derive(Default)]
+pub(crate) struct Journal {
+    unwritten: Vec<u8>,
+}
+
+impl Journal {
+    /// Opens the history for writing: shortens it if it has become long, and ends a torn line.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub(crate) fn open() -> io::Result<Journal> {
+        let path = file(layout::HISTORY);
+        let lines = File::open(&path).map_or(0, |file| {
+            // A file that cannot be read gives errors without an end.
+            BufReader::new(file).split(b'\n').map_while(Result::ok).count()
+        });
+        if lines > 2 * HISTORY_KEPT {
+            let jobs = history();
+            let skipped = jobs.len().saturating_sub(HISTORY_KEPT);
+            let mut text = Vec::new();
+            for job in jobs.values().skip(skipped) {
+                line(&mut text, job)?;
+            }
+            write_atomically(&path, &text).map_err(|error| in_file(&path, &error))?;
+        }
+        let torn = fs::read(&path).is_ok_and(|text| text.last().is_some_and(|end| *end != b'\n'));
+        Ok(Journal { unwritten: if torn { vec![b'\n'] } else { Vec::new() } })
+    }
+
+    /// Appends a row and waits until it is on disk.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says; the row is kept for the next call.
+    pub(crate) fn append(&mut self, job: &Job) -> io::Result<()> {
+        line(&mut self.unwritten, job)?;
+        self.flush()
+    }
+
+    /// Writes what could not be written before.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        if self.unwritten.is_empty() {
+            return Ok(());
+        }
+        let path = file(layout::HISTORY);
+        let append = || {
+            let mut options = OpenOptions::new();
+            let mut file = options.create(true).append(true).mode(0o600).open(&path)?;
+            file.write_all(&self.unwritten)?;
+            file.sync_data()
+        };
+        if let Err(error) = append() {
+            // A part of it may have been written: end that line before the rows come again.
+            if self.unwritten.first() != Some(&b'\n') {
+                self.unwritten.insert(0, b'\n');
+            }
+            return Err(in_file(&path, &error));
+        }
+        self.unwritten.clear();
+        Ok(())
+    }
+}
+
+fn line(text: &mut Vec<u8>, job: &Job) -> io::Result<()> {
+    serde_json::to_writer(&mut *text, job)?;
+    text.push(b'\n');
+    Ok(())
+}

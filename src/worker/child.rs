@@ -1,0 +1,169 @@
+//! Starts the worker's children and reads how they ended.
+//!
+//! Every child runs on a leash, with an environment of its own and none of the server's files.
+
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{fs, thread};
+
+use nrt_core::inventory::{Failure, Inventory};
+use nrt_core::kind::{BackupType, Trigger};
+use nrt_core::layout::{self, Tool};
+use nrt_core::look::{Plan, Server};
+use nrt_core::machine::Exit;
+use nrt_core::pgbackrest::command;
+use nrt_core::settings::Settings;
+use nrt_process::{Leashed, Spec, allowed};
+
+use crate::postgres::{self, wal};
+use crate::state_directory;
+
+/// Between SIGTERM and SIGKILL. pgBackRest ends within 20 ms when its whole group is told to.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// After this a look is given up: something hangs.
+const LOOK_LIMIT: Duration = Duration::from_secs(120);
+
+/// What the server knows of itself.
+pub(crate) fn server(superuser: &str) -> Server {
+    Server {
+        state: text(state_directory::path()),
+        data_directory: text(postgres::data_directory()),
+        port: postgres::port(),
+        socket_directory: postgres::socket_directory(),
+        superuser: superuser.to_string(),
+        segment_size: wal::segment_size(),
+        cores: thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+fn text(path: PathBuf) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// The command that is installed beside the server.
+fn nrt_backup() -> PathBuf {
+    postgres::program_directory().join("nrt-backup")
+}
+
+/// Starts a look, a thorough one if somebody asked for it.
+///
+/// # Errors
+///
+/// If no process can be started.
+pub(crate) fn look(
+    server: &Server,
+    settings: &Settings,
+    thorough: bool,
+) -> Result<Leashed, Failure> {
+    let plan =
+        serde_json::to_string(&Plan::new(server, settings, thorough)).map_err(|error| Failure {
+            message: format!("could not describe the look: {error}"),
+            hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),
+        })?;
+    let args = vec!["look".to_string(), plan];
+    start(nrt_backup(), args, None, Some(LOOK_LIMIT))
+}
+
+/// Starts the creation of the stanza.
+///
+/// # Errors
+///
+/// If no process can be started, or no look has found pgBackRest yet.
+pub(crate) fn create_stanza() -> Result<Leashed, Failure> {
+    let tool = tool()?;
+    let args = command::stanza_create(&tool.config, &tool.stanza);
+    start(tool.program.into(), args, Some(layout::JOB_LOG), None)
+}
+
+/// Starts a backup.
+///
+/// # Errors
+///
+/// If no process can be started, or no look has found pgBackRest yet.
+pub(crate) fn backup(kind: BackupType, trigger: Trigger) -> Result<Leashed, Failure> {
+    let tool = tool()?;
+    let args = command::backup(&tool.config, &tool.stanza, kind, trigger);
+    start(tool.program.into(), args, Some(layout::JOB_LOG), None)
+}
+
+fn tool() -> Result<Tool, Failure> {
+    state_directory::tool().ok_or_else(|| Failure {
+        message: "pgBackRest has not been found yet".to_string(),
+        hint: "See nrt.health.".to_string(),
+    })
+}
+
+fn start(
+    program: PathBuf,
+    args: Vec<String>,
+    log: Option<&str>,
+    time_limit: Option<Duration>,
+) -> Result<Leashed, Failure> {
+    let log = log.map(|name| state_directory::file(layout::LOG).join(name));
+    if let Some(log) = &log {
+        // The log of the job before. If it stays, the new one is appended.
+        let _ = fs::remove_file(log);
+    }
+    let spec = Spec {
+        program,
+        args: args.into_iter().map(Into::into).collect(),
+        env: allowed(std::env::vars_os()),
+        log,
+        directory: state_directory::path(),
+        patience: PATIENCE,
+        time_limit,
+    };
+    Leashed::start(&nrt_backup(), &spec).map_err(|error| Failure {
+        message: error.to_string(),
+        hint: "nrt-backup is installed beside the postgres program by the package and by \
+               ./dev install."
+            .to_string(),
+    })
+}
+
+/// How the child in `slot` ended, if it has; the slot is empty then.
+pub(crate) fn ended(slot: &mut Option<Leashed>) -> Option<Exit> {
+    let exit = match slot.as_mut()?.try_wait() {
+        Ok(None) => return None,
+        Ok(Some(report)) => Exit {
+            code: report.exit,
+            signal: report.signal,
+            output: if report.timed_out {
+                format!("{}\nstopped, because it took too long", report.output)
+            } else {
+                report.output
+            },
+        },
+        Err(error) => Exit { code: None, signal: None, output: error.to_string() },
+    };
+    *slot = None;
+    Some(exit)
+}
+
+/// What a look that has ended found.
+///
+/// # Errors
+///
+/// Its own words if it failed.
+pub(crate) fn look_result(exit: &Exit) -> Result<Inventory, Failure> {
+    if exit.code != Some(0) {
+        let words = exit.output.trim();
+        return Err(Failure {
+            message: format!("could not look at the repository: {words}"),
+            hint: "The repository's file system may hang; see the server's log.".to_string(),
+        });
+    }
+    state_directory::fresh_inventory().map_err(|error| Failure {
+        message: format!("could not read what the look found: {error}"),
+        hint: "Make room on the data directory's disk.".to_string(),
+    })
+}
+
+/// Whether the postmaster's own file says that it shuts down. It is the only sign of a shutdown
+/// in "smart" mode while clients are connected.
+pub(crate) fn postmaster_is_stopping() -> bool {
+    /// The line of `postmaster.pid` with the postmaster's status.
+    const STATUS_LINE: usize = 7;
+    let file = fs::read_to_string(postgres::data_directory().join("postmaster.pid"));
+    file.is_ok_and(|text| text.lines().nth(STATUS_LINE).is_some_and(|it| it.trim() == "stopping"))
+}

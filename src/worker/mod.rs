@@ -1,0 +1,387 @@
+//! Runs the background worker: one loop that turns signals, exits and the clock into events of
+//! `nrt_core::machine`, and carries out what it answers.
+//!
+//! The loop never blocks: children run beside it, and whatever may hang is a child's. It must not
+//! hold a transaction, a lock or a snapshot while it sleeps.
+
+mod child;
+mod watch;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use chrono::Utc;
+use nrt_core::growth::Meter;
+use nrt_core::inventory::Failure;
+use nrt_core::job::{Job, Status};
+use nrt_core::kind::BackupType;
+use nrt_core::layout::{self, Kept};
+use nrt_core::look::Server;
+use nrt_core::machine::{self, Action, Command, Event, Exit, Readiness, State};
+use nrt_core::settings::Settings;
+use nrt_process::Leashed;
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags};
+use pgrx::prelude::*;
+
+use crate::postgres::{self, wal};
+use crate::shared::{Activity, Present, RunningJob, serve};
+use crate::state_directory::{self, Journal};
+use crate::{report, settings};
+
+/// How long the postmaster waits before it starts the worker again after an error.
+const RESTART: Duration = Duration::from_secs(5);
+/// How long the worker sleeps at most while a backup runs: a shutdown in "smart" mode tells a
+/// background worker nothing, so it has to look.
+const WATCHFUL: Duration = Duration::from_secs(1);
+/// How long the worker sleeps at most.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How long a shutdown waits for children to end. The leash kills what has not ended after two
+/// seconds; what is left after this is killed with the leash.
+const FAREWELL: Duration = Duration::from_secs(4);
+
+/// Has the postmaster start the worker when recovery is over. Called while the library is
+/// preloaded.
+pub(crate) fn register() {
+    BackgroundWorkerBuilder::new("nrt_backup worker")
+        .set_type("nrt_backup worker")
+        .set_library("nrt_backup")
+        .set_function("nrt_backup_worker_main")
+        // Also sets the start to the end of recovery: on a standby there is nothing to do.
+        .enable_spi_access()
+        .set_restart_time(Some(RESTART))
+        .load();
+}
+
+/// The worker's main function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+#[allow(unsafe_code, reason = "the postmaster finds the function by its name")]
+pub extern "C-unwind" fn nrt_backup_worker_main(_argument: pg_sys::Datum) {
+    BackgroundWorker::attach_signal_handlers(
+        SignalWakeFlags::SIGHUP
+            | SignalWakeFlags::SIGTERM
+            | SignalWakeFlags::SIGINT
+            | SignalWakeFlags::SIGCHLD,
+    );
+    postgres::connect_without_database();
+    Worker::begin().run();
+    postgres::exit_worker();
+}
+
+/// The worker at work.
+struct Worker {
+    settings: Settings,
+    server: Server,
+    database_exists: bool,
+    /// `None` only within [`Worker::take`].
+    state: Option<State>,
+    kept: Kept,
+    journal: Journal,
+    meter: Option<Meter>,
+    events: VecDeque<Event>,
+    job: Option<Leashed>,
+    look: Option<Leashed>,
+    /// The call for a fresh look that the running look serves, and the one that the next serves.
+    check_running: Option<u64>,
+    check_waiting: Option<u64>,
+    watch: watch::Watch,
+}
+
+impl Worker {
+    /// Takes the worker's place and finds out how the one before ended.
+    fn begin() -> Worker {
+        serve::begin();
+        if let Err(error) = state_directory::create() {
+            // Without it nothing can be done. The postmaster starts the worker again.
+            error!("nrt_backup could not create its state directory: {error}");
+        }
+        let settings = settings::current();
+        let catalog = postgres::read_catalog(&settings.database);
+        let mut kept = state_directory::kept();
+        let history = state_directory::history();
+        let last = history.keys().next_back().copied().unwrap_or(0);
+        kept.memory.next_job = kept.memory.next_job.max(last + 1);
+        let labels = history.values().filter_map(|job| job.label.clone()).collect();
+        let unfinished = history.into_values().filter(|job| !job.status.is_final()).collect();
+
+        let mut watch = watch::Watch::default();
+        let unclean =
+            watch.writing(layout::RUNNING, state_directory::mark_running()).unwrap_or(false);
+        watch.unclean_end = unclean.then(Utc::now);
+        let journal = watch.writing(layout::HISTORY, Journal::open()).unwrap_or_default();
+        let state = State::new(postgres::system_identifier(), kept.memory.clone(), Utc::now());
+        let mut worker = Worker {
+            server: child::server(&catalog.superuser),
+            database_exists: catalog.database_exists,
+            settings,
+            state: Some(state),
+            meter: kept.meter,
+            kept,
+            journal,
+            events: VecDeque::new(),
+            job: None,
+            look: None,
+            check_running: None,
+            check_waiting: None,
+            watch,
+        };
+        log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
+        worker.events.push_back(Event::Started { unfinished, labels });
+        worker
+    }
+
+    /// Works until the server shuts down.
+    fn run(mut self) {
+        while !postgres::shutdown_requested() {
+            self.collect();
+            self.events.push_back(Event::Tick);
+            self.settle();
+            self.publish();
+            if !postgres::shutdown_requested() {
+                postgres::latch::wait(self.sleep());
+            }
+        }
+        self.end();
+    }
+
+    /// Gathers what has happened since the last time.
+    fn collect(&mut self) {
+        if BackgroundWorker::sighup_received() {
+            postgres::reload_configuration();
+            self.settings = settings::current();
+            self.events.push_back(Event::Reloaded);
+        }
+        let questions = serve::questions();
+        if questions.check.is_some_and(|number| Some(number) > self.check_running) {
+            if questions.check != self.check_waiting {
+                self.events.push_back(Event::CheckAsked);
+            }
+            self.check_waiting = questions.check;
+        }
+        for (ticket, kind) in questions.backups {
+            self.events.push_back(Event::Requested { ticket, kind });
+        }
+        if BackgroundWorker::sigint_received() || questions.cancel || self.smart_shutdown() {
+            self.events.push_back(Event::CancelAsked);
+        }
+        self.reap();
+    }
+
+    /// A shutdown in "smart" mode waits for every client, and pgBackRest is one: a backup must
+    /// not hold it up.
+    fn smart_shutdown(&self) -> bool {
+        self.job.is_some() && child::postmaster_is_stopping()
+    }
+
+    /// Turns children that have ended into events.
+    fn reap(&mut self) {
+        if let Some(exit) = child::ended(&mut self.job) {
+            self.events.push_back(Event::JobExited(exit));
+        }
+        if let Some(exit) = child::ended(&mut self.look) {
+            let result = child::look_result(&exit);
+            if let Ok(inventory) = &result {
+                self.rebase(inventory.last_stop(postgres::system_identifier()));
+            }
+            self.events.push_back(Event::Looked(result.map(Box::new)));
+            self.keep_meter();
+        }
+    }
+
+    /// Measures growth from the newest backup's end on.
+    fn rebase(&mut self, last_stop: Option<nrt_core::lsn::Lsn>) {
+        let base = self.meter.map(|meter| meter.base());
+        if base != last_stop {
+            self.meter = last_stop.map(Meter::new);
+        }
+    }
+
+    /// Lets the machine take in all events.
+    fn settle(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            // Before the machine starts the next look, which serves later calls.
+            let served = match event {
+                Event::Looked(_) => self.check_running.take(),
+                _ => None,
+            };
+            self.take(event);
+            if let Some(number) = served {
+                self.evaluate();
+                serve::check_served(number);
+            }
+        }
+        let flushed = self.journal.flush();
+        self.watch.writing(layout::HISTORY, flushed);
+        if self.watch.is_unwritten(layout::KEPT) {
+            self.keep();
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let Some(state) = self.state.take() else { return };
+        let present = machine::Present { now: Utc::now(), growth: self.growth() };
+        let (state, actions) = machine::step(state, event, present, &self.settings);
+        self.state = Some(state);
+        for action in actions {
+            self.carry_out(action);
+        }
+    }
+
+    /// Bytes of WAL written since the last backup.
+    fn growth(&mut self) -> Option<u64> {
+        let (timeline, flushed) = wal::flushed()?;
+        let meter = self.meter.as_mut()?;
+        meter.advance(timeline, flushed, self.server.segment_size, &mut wal::PgWal::default());
+        Some(meter.written())
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Start(command) => self.start(&command),
+            Action::StopJob => self.job.iter_mut().for_each(Leashed::terminate),
+            Action::StopLook => self.look.iter_mut().for_each(Leashed::terminate),
+            Action::Record(job) => self.record(&job),
+            Action::Answer { ticket, job } => serve::answer(ticket, job),
+            Action::Remember(memory) => {
+                self.kept.memory = memory;
+                self.keep();
+            }
+        }
+    }
+
+    fn start(&mut self, command: &Command) {
+        match command {
+            Command::Look => {
+                self.read_catalog();
+                self.check_running = self.check_waiting.take();
+                let thorough = self.check_running.is_some();
+                match child::look(&self.server, &self.settings, thorough) {
+                    Ok(child) => self.look = Some(child),
+                    Err(failure) => self.events.push_back(Event::Looked(Err(failure))),
+                }
+            }
+            Command::CreateStanza => {
+                let started = child::create_stanza();
+                self.job_started(started);
+            }
+            Command::Backup { kind, trigger, .. } => {
+                let started = child::backup(*kind, *trigger);
+                self.job_started(started);
+            }
+        }
+    }
+
+    fn job_started(&mut self, started: Result<Leashed, Failure>) {
+        match started {
+            Ok(child) => self.job = Some(child),
+            Err(failure) => {
+                let exit = Exit { code: Some(127), signal: None, output: failure.message };
+                self.events.push_back(Event::JobExited(exit));
+            }
+        }
+    }
+
+    fn read_catalog(&mut self) {
+        let catalog = postgres::read_catalog(&self.settings.database);
+        self.database_exists = catalog.database_exists;
+        self.server = child::server(&catalog.superuser);
+    }
+
+    fn record(&mut self, job: &Job) {
+        let written = self.journal.append(job);
+        self.watch.writing(layout::HISTORY, written);
+        if job.status == Status::Succeeded {
+            self.watch.unclean_end = None;
+        }
+        report::job(job);
+        if job.status.is_final() {
+            serve::job_ended(job.id);
+        }
+    }
+
+    fn keep(&mut self) {
+        let kept = state_directory::keep(&self.kept);
+        self.watch.writing(layout::KEPT, kept);
+    }
+
+    /// Keeps how far the growth was measured, if there was any: an idle server writes nothing.
+    fn keep_meter(&mut self) {
+        if self.kept.meter != self.meter {
+            self.kept.meter = self.meter;
+            self.keep();
+        }
+    }
+
+    fn evaluate(&mut self) {
+        if let Some(state) = &self.state {
+            self.watch.evaluate(
+                state,
+                &self.settings,
+                postgres::system_identifier(),
+                self.database_exists,
+            );
+        }
+    }
+
+    /// Shows the present to the SQL functions.
+    fn publish(&mut self) {
+        self.evaluate();
+        let growth = self.growth();
+        let Some(state) = &self.state else { return };
+        let runs = state.next_runs(&self.settings);
+        let job = state.running();
+        let activity = match (job, state.readiness()) {
+            (Some(_), _) => Activity::BackingUp,
+            (None, Readiness::Unknown) => Activity::Starting,
+            (None, Readiness::Blocked(_)) => Activity::Blocked,
+            (None, Readiness::Ready) if state.waiting().is_some() => Activity::Waiting,
+            (None, Readiness::Ready) => Activity::Idle,
+        };
+        serve::publish(&Present {
+            activity,
+            job: job.map(|job| RunningJob {
+                id: job.id,
+                kind: job.kind,
+                trigger: job.trigger,
+                started_at: job.started_at,
+            }),
+            growth,
+            next_runs: BackupType::ALL.map(|kind| runs.get(&kind).copied()),
+            zone: Some(self.settings.zone),
+            health_is_old: self.watch.is_unwritten(layout::HEALTH),
+        });
+    }
+
+    /// How long nothing has to be done, unless something happens.
+    fn sleep(&self) -> Duration {
+        let longest = if self.job.is_some() { WATCHFUL } else { LONGEST_SLEEP };
+        if !self.events.is_empty() {
+            return Duration::ZERO;
+        }
+        let Some(state) = &self.state else { return longest };
+        let until = state.wake_at(&self.settings) - Utc::now();
+        // A millisecond more, so that the moment has come when the worker wakes.
+        let until = until.to_std().unwrap_or_default() + Duration::from_millis(1);
+        until.min(longest)
+    }
+
+    /// Ends the children and leaves.
+    fn end(mut self) {
+        self.take(Event::ShutdownAsked);
+        let deadline = std::time::Instant::now() + FAREWELL;
+        while (self.job.is_some() || self.look.is_some()) && std::time::Instant::now() < deadline {
+            child::ended(&mut self.look);
+            if let Some(exit) = child::ended(&mut self.job) {
+                self.take(Event::JobExited(exit));
+                continue;
+            }
+            postgres::latch::wait(Duration::from_millis(20));
+        }
+        self.keep_meter();
+        let flushed = self.journal.flush();
+        self.watch.writing(layout::HISTORY, flushed);
+        state_directory::unmark_running();
+        serve::end();
+        log!("nrt_backup worker ended");
+    }
+}
