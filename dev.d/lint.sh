@@ -1,0 +1,18 @@
+# shellcheck shell=bash
+# Checks who may depend on whom.
+
+check_arrows() {
+    depends_not nrt-core 'pgrx|postgres|libc|rustix|signal-hook|tempfile|nrt-process|nrt-cli|nrt_backup'
+    depends_not nrt-process 'pgrx|postgres|nrt-cli|nrt_backup'
+    depends_not nrt-cli 'pgrx|postgres|nrt_backup'
+    depends_not nrt-tests 'pgrx|nrt_backup'
+}
+
+depends_not() {
+    local -r crate=$1 forbidden=$2
+    local found
+    found=$(cargo tree --quiet -p "$crate" --edges normal --prefix none |
+        grep -E "^($forbidden) v" | sort -u) || return 0
+    die "$crate depends on what it must not know:"$'\n'"$found" \
+        "cargo tree -p $crate --invert NAME tells by which way."
+}

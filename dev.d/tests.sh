@@ -1,0 +1,157 @@
+# shellcheck shell=bash
+# Runs the parts of ./dev test, each to its end, and counts what came of them.
+
+passed=0
+failed=0
+broken=()
+
+# Runs a part, shows and counts what it says, and goes on whatever comes of it.
+run_part() {
+    local part=$1 log status begin=$SECONDS
+    shift
+    declare -F "part_$part" >/dev/null || die "unknown part \"$part\"" \
+        "The parts are unit, server, schema, sql and e2e."
+    say "$part"
+    log=$(mktemp)
+    # The part needs a shell of its own: on the left of || or in an if, set -e would be off in it.
+    set +e
+    (
+        set -e
+        "part_$part" "$@"
+    ) </dev/null 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    set -e
+    count "$log" "$status"
+    rm -f "$log"
+    say "$part took $((SECONDS - begin)) s"
+}
+
+# Adds up the closing lines of cargo's tests, of pg_regress (up to 15 and from 16), and ours.
+count() {
+    local log=$1 status=$2 good bad
+    read -r good bad < <(awk '
+        /^test result: / { good += $4; bad += $6 }
+        /^# *All [0-9]+ tests passed|^ *All [0-9]+ tests passed/ { sub(/^#/, ""); good += $2 }
+        /^#? *[0-9]+ of [0-9]+ tests failed/ { sub(/^#/, ""); bad += $1; good += $3 - $1 }
+        /^script: [0-9]+ passed, [0-9]+ failed$/ { good += $2; bad += $4 }
+        END { print good + 0, bad + 0 }' "$log")
+    # It did not build, or was killed; or there was nothing to run, which proves nothing.
+    if [[ $status -ne 0 && $bad -eq 0 || $((good + bad)) -eq 0 ]]; then bad=$((bad + 1)); fi
+    passed=$((passed + good))
+    failed=$((failed + bad))
+    if [[ $bad -gt 0 ]]; then broken+=("$part"); fi
+}
+
+report() {
+    if [[ $failed -gt 0 ]]; then say "failed: ${broken[*]}"; fi
+    printf '\n%s passed, %s failed\n' "$passed" "$failed"
+    [[ $failed -eq 0 ]]
+}
+
+part_unit() {
+    cargo_test -- "$@"
+}
+
+# The extension's own tests, run inside a server: cargo-pgrx installs a build with the tests in it.
+part_server() {
+    build_extension
+    # The worker of the server under test starts it.
+    install_program "$private_pg_config"
+    # The tests call `cargo pgrx install` without a package, and the workspace's default-members
+    # leave the extension out.
+    export PGRX_BUILD_FLAGS='-p nrt_backup'
+    local -a who=(--pgdata "$scratch/pgrx")
+    mkdir "$scratch/pgrx"
+    if [[ $EUID -eq 0 ]]; then
+        who+=(--runas postgres)
+        chown postgres: "$scratch/pgrx"
+        mkdir "$scratch/shim"
+        sudo_for_root >"$scratch/shim/sudo"
+        chmod 0755 "$scratch/shim/sudo"
+        PATH=$scratch/shim:$PATH
+    fi
+    for_private_postgres env USER="${USER:-$(id -un)}" \
+        cargo pgrx test -p nrt_backup "${who[@]}" "${features[@]}" "pg$major" "$@"
+}
+
+# What `cargo pgrx test --runas` asks of sudo, for a machine where root needs none and has none.
+sudo_for_root() {
+    cat <<'EOF'
+#!/bin/sh
+# sudo [-u USER] [NAME=VALUE..] COMMAND..
+if [ "$1" = -u ]; then
+    user=$2
+    shift 2
+    exec setpriv --reuid="$user" --regid="$user" --init-groups env "$@"
+fi
+exec env "$@"
+EOF
+}
+
+# Is the script that gets installed what the code would generate?
+part_schema() {
+    build_extension
+    statements <"$script" >"$scratch/frozen"
+    generated_script | statements >"$scratch/generated"
+    if diff --unified "$scratch/frozen" "$scratch/generated" >"$scratch/difference"; then
+        echo "script: 1 passed, 0 failed"
+    else
+        sed 's/\\n/\n/g' "$scratch/difference"
+        echo "script: 0 passed, 1 failed"
+        die "\"$script\" is not what the code generates" \
+            "Is the difference meant? Then write it with ./dev schema."
+    fi
+}
+
+# The SQL surface against its golden files; with --accept, what is printed now becomes golden.
+part_sql() {
+    build_extension
+    install_into "$private_pg_config"
+    local work=$scratch/regress name status=0
+    mkdir -p "$work/expected"
+    cp -r pg_test/sql "$work"
+    {
+        echo "shared_preload_libraries = 'nrt_backup'"
+        echo "nrt_backup.repository = '$work/repository'"
+        echo "nrt_backup.lock_path = '$work/lock'"
+        if [[ -e pg_test/postgresql.conf ]]; then cat pg_test/postgresql.conf; fi
+    } >"$work/temp.conf"
+    local -a names=()
+    for name in pg_test/sql/*.sql; do
+        name=$(basename "$name" .sql)
+        names+=("$name")
+        # A new test has no golden file yet; pg_regress would give up.
+        cp "pg_test/expected/$name.out" "$work/expected" || touch "$work/expected/$name.out"
+    done
+    if [[ $EUID -eq 0 ]]; then chown -R postgres: "$work"; fi
+    as_server_user env -C "$work" "$(dirname "$("$private_pg_config" --pgxs)")/../test/regress/pg_regress" \
+        --bindir="$("$private_pg_config" --bindir)" --inputdir="$work" --outputdir="$work" \
+        --temp-instance="$work/instance" --temp-config="$work/temp.conf" \
+        --encoding=UTF8 --no-locale "${names[@]}" || status=$?
+    if [[ ${1:-} == --accept ]]; then
+        mkdir -p pg_test/expected
+        cp "$work"/results/*.out pg_test/expected
+    elif [[ -s $work/regression.diffs ]]; then
+        cat "$work/regression.diffs"
+        hint "Are the differences meant? Then take them over with ./dev test sql --accept."
+    fi
+    return "$status"
+}
+
+# Whole servers from a client's side.
+part_e2e() {
+    build_extension
+    install_into "$private_pg_config"
+    cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(nproc)}" "$@"
+}
+
+# Builds without a word, unless somebody looks on, then runs `cargo test CARGO'S.. -- THE TESTS'..`.
+cargo_test() {
+    local -a for_cargo=(--no-fail-fast)
+    while [[ $1 != -- ]]; do
+        for_cargo+=("$1")
+        shift
+    done
+    cargo test "${when_unwatched[@]}" --no-run "${for_cargo[@]}"
+    cargo test "${for_cargo[@]}" "$@"
+}

@@ -1,0 +1,26 @@
+//! Runs real PostgreSQL servers for tests, the demo and the benchmark.
+//!
+//! A test makes a [`Cluster`], does something to it as any client could, and looks at what came of
+//! it. Three things are checked without being asked for: no server log line of WARNING or worse
+//! that the test did not [allow](Cluster::allow), no wait without an end, and nothing left behind,
+//! neither process nor file.
+//!
+//! The installation under test is a private copy of PostgreSQL with the extension in it, made by
+//! `./dev test`; see [`Installation`].
+
+mod client;
+mod cluster;
+mod installation;
+mod log;
+mod process;
+
+pub use client::{Load, SqlError};
+pub use cluster::{Cluster, Shutdown, wait_until};
+pub use installation::{Account, Installation};
+pub use log::{LogEntry, Severity, parse_log};
+pub use process::{Process, kill, processes_mentioning};
+
+/// Whether this process may do what only root can: mount a file system, become another user.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
