@@ -46,26 +46,24 @@ CREATE SCHEMA IF NOT EXISTS nrt; /* nrt_backup::sql::rows::nrt */
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::backup_rows
-CREATE  FUNCTION nrt."backup_rows"() RETURNS TABLE (
-	"label" TEXT,  /* String */
-	"type" TEXT,  /* String */
-	"prior" TEXT,  /* Option < String > */
-	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"finished_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"start_lsn" TEXT,  /* Option < String > */
-	"stop_lsn" TEXT,  /* Option < String > */
-	"first_wal" TEXT,  /* Option < String > */
-	"last_wal" TEXT,  /* Option < String > */
-	"database_size" bigint,  /* Option < i64 > */
-	"copied_size" bigint,  /* Option < i64 > */
-	"repository_size" bigint,  /* Option < i64 > */
-	"damaged" bool,  /* Option < bool > */
-	"pgbackrest_version" TEXT  /* String */
+-- nrt_backup::sql::rows::nrt::worst_severity
+CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::health_rows
+CREATE  FUNCTION nrt."health_rows"() RETURNS TABLE (
+	"check_name" TEXT,  /* String */
+	"severity" TEXT,  /* String */
+	"message" TEXT,  /* String */
+	"hint" TEXT  /* Option < String > */
 )
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'backup_rows_wrapper';
+AS 'MODULE_PATHNAME', 'health_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -97,32 +95,26 @@ AS 'MODULE_PATHNAME', 'history_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::progress_rows
-CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
-	"job" bigint,  /* i64 */
+-- nrt_backup::sql::rows::nrt::backup_rows
+CREATE  FUNCTION nrt."backup_rows"() RETURNS TABLE (
+	"label" TEXT,  /* String */
 	"type" TEXT,  /* String */
-	"trigger" TEXT,  /* String */
+	"prior" TEXT,  /* Option < String > */
 	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"percent" double precision,  /* Option < f64 > */
-	"bytes_done" bigint,  /* Option < i64 > */
-	"bytes_total" bigint  /* Option < i64 > */
+	"finished_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"start_lsn" TEXT,  /* Option < String > */
+	"stop_lsn" TEXT,  /* Option < String > */
+	"first_wal" TEXT,  /* Option < String > */
+	"last_wal" TEXT,  /* Option < String > */
+	"database_size" bigint,  /* Option < i64 > */
+	"copied_size" bigint,  /* Option < i64 > */
+	"repository_size" bigint,  /* Option < i64 > */
+	"damaged" bool,  /* Option < bool > */
+	"pgbackrest_version" TEXT  /* String */
 )
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::health_rows
-CREATE  FUNCTION nrt."health_rows"() RETURNS TABLE (
-	"check_name" TEXT,  /* String */
-	"severity" TEXT,  /* String */
-	"message" TEXT,  /* String */
-	"hint" TEXT  /* Option < String > */
-)
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'health_rows_wrapper';
+AS 'MODULE_PATHNAME', 'backup_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -136,6 +128,22 @@ CREATE  FUNCTION nrt."option_rows"() RETURNS TABLE (
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'option_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::progress_rows
+CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
+	"job" bigint,  /* i64 */
+	"type" TEXT,  /* String */
+	"trigger" TEXT,  /* String */
+	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"percent" double precision,  /* Option < f64 > */
+	"bytes_done" bigint,  /* Option < i64 > */
+	"bytes_total" bigint  /* Option < i64 > */
+)
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -188,14 +196,6 @@ CREATE  FUNCTION nrt."status_rows"() RETURNS TABLE (
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'status_rows_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::worst_severity
-CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */

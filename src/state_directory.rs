@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nrt_core::health::Check;
@@ -137,8 +137,11 @@ pub(crate) fn job_log(limit: u64) -> Option<String> {
 /// What the file system says.
 pub(crate) fn mark_running() -> io::Result<bool> {
     let mark = file(layout::RUNNING);
-    let left_behind = mark.exists();
-    File::create(&mark).map_err(|error| in_file(&mark, &error))?;
+    // A copy of a running server's data directory, as a standby is one, has brought the mark
+    // along: the number tells that it was made for another directory.
+    let number = fs::metadata(path()).map_err(|error| in_file(&path(), &error))?.ino().to_string();
+    let left_behind = fs::read_to_string(&mark).is_ok_and(|text| text == number);
+    fs::write(&mark, number).map_err(|error| in_file(&mark, &error))?;
     Ok(left_behind)
 }
 

@@ -84,6 +84,9 @@ struct Worker {
     /// The call for a fresh look that the running look serves, and the one that the next serves.
     check_running: Option<u64>,
     check_waiting: Option<u64>,
+    /// The next look must not trust what was found before: a file that settings name may have
+    /// been edited.
+    reloaded: bool,
     watch: watch::Watch,
 }
 
@@ -123,6 +126,7 @@ impl Worker {
             look: None,
             check_running: None,
             check_waiting: None,
+            reloaded: false,
             watch,
         };
         log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
@@ -149,6 +153,7 @@ impl Worker {
         if BackgroundWorker::sighup_received() {
             postgres::reload_configuration();
             self.settings = settings::current();
+            self.reloaded = true;
             self.events.push_back(Event::Reloaded);
         }
         let questions = serve::questions();
@@ -254,7 +259,7 @@ impl Worker {
             Command::Look => {
                 self.read_catalog();
                 self.check_running = self.check_waiting.take();
-                let thorough = self.check_running.is_some();
+                let thorough = std::mem::take(&mut self.reloaded) || self.check_running.is_some();
                 match child::look(&self.server, &self.settings, thorough) {
                     Ok(child) => self.look = Some(child),
                     Err(failure) => self.events.push_back(Event::Looked(Err(failure))),

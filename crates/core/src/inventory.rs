@@ -48,7 +48,8 @@ impl Repository {
 
     /// What pgBackRest finds wrong with the stanza, in its own words.
     pub fn problem(&self) -> Option<String> {
-        let fine = matches!(self.info.code, 0 | info::NO_VALID_BACKUPS);
+        // With several repositories, one that is not in order does not keep the others from work.
+        let fine = matches!(self.info.code, 0 | info::NO_VALID_BACKUPS | info::DIFFERENT);
         let words = || match self.info.messages.join("; ") {
             empty if empty.is_empty() => self.info.message.clone(),
             messages => messages,
@@ -60,6 +61,13 @@ impl Repository {
     pub fn system_id(&self) -> Option<u64> {
         Some(self.info.databases.last()?.system_id)
     }
+}
+
+/// Whether a database, which each repository counts for itself, is the cluster with this system
+/// identifier.
+fn belongs(info: &StanzaInfo, (repo, id): (u32, u32), system_id: u64) -> bool {
+    let same = |it: &info::Database| (it.repo, it.id, it.system_id) == (repo, id, system_id);
+    info.databases.iter().any(same)
 }
 
 /// Why something could not be found out, in the words of the program that failed.
@@ -93,9 +101,7 @@ impl Inventory {
         let info = self.repository.as_ref().ok().map(|repository| &repository.info);
         info.into_iter().flat_map(move |info| {
             let ours = move |backup: &&Backup| {
-                info.databases.iter().any(|database| {
-                    database.id == backup.database_id && database.system_id == system_id
-                })
+                belongs(info, (backup.repo, backup.database_id), system_id)
             };
             info.backups.iter().filter(ours)
         })
@@ -110,11 +116,11 @@ impl Inventory {
     pub fn archive_of(&self, system_id: u64) -> Vec<ArchiveRange> {
         let Ok(Repository { info, archive }) = &self.repository else { return Vec::new() };
         let ours = |range: &&ArchiveRange| {
+            // Only the first repository's archive is listed.
             info.archives.iter().any(|it| {
-                it.id == range.archive_id
-                    && info.databases.iter().any(|database| {
-                        database.id == it.database_id && database.system_id == system_id
-                    })
+                it.repo == 1
+                    && it.id == range.archive_id
+                    && belongs(info, (it.repo, it.database_id), system_id)
             })
         };
         archive.iter().filter(ours).cloned().collect()

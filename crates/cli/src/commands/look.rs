@@ -61,7 +61,8 @@ fn look(plan: &str) -> anyhow::Result<()> {
     let look =
         Look { environment: allowed(std::env::vars_os()), state: plan.state.clone().into(), plan };
     let inventory = look.inventory()?;
-    look.write(layout::INVENTORY, &serde_json::to_vec(&inventory)?)
+    look.write(layout::INVENTORY, &serde_json::to_vec(&inventory)?)?;
+    Ok(())
 }
 
 struct Look {
@@ -89,15 +90,20 @@ impl Look {
             }
             Ok((program, version)) => {
                 inventory.pgbackrest = Ok(version);
-                if let Some(before) = self.still_good(now, &inventory) {
-                    inventory.listed_at = before.listed_at;
-                    inventory.repository = before.repository;
-                } else {
-                    inventory.repository = match self.configuration(version) {
-                        Ok(text) => self.repository(&self.configure(&program, text)?),
-                        Err(failure) => Err(failure),
-                    };
-                }
+                inventory.repository = match self.configuration(version) {
+                    Err(failure) => Err(failure),
+                    Ok(text) => {
+                        let (tool, changed) = self.configure(&program, text)?;
+                        // Under another configuration, another repository may have been meant.
+                        match self.still_good(now, &inventory).filter(|_| !changed) {
+                            Some(before) => {
+                                inventory.listed_at = before.listed_at;
+                                before.repository
+                            }
+                            None => self.repository(&tool),
+                        }
+                    }
+                };
             }
         }
         Ok(inventory)
@@ -153,10 +159,12 @@ impl Look {
         })
     }
 
-    /// Writes the configuration, if there is one to write, and how pgBackRest is called.
-    fn configure(&self, program: &Path, text: Option<String>) -> anyhow::Result<Tool> {
+    /// Writes the configuration, if there is one to write, and how pgBackRest is called. Tells
+    /// whether any of it is new.
+    fn configure(&self, program: &Path, text: Option<String>) -> anyhow::Result<(Tool, bool)> {
+        let mut changed = false;
         if let Some(text) = text {
-            self.write(layout::PGBACKREST_CONFIG, text.as_bytes())?;
+            changed |= self.write(layout::PGBACKREST_CONFIG, text.as_bytes())?;
         }
         let own = self.plan.own_config.as_deref();
         let own_locks = own.map(|path| own_option(path, "lock-path").unwrap_or(LOCK_PATH.into()));
@@ -166,8 +174,8 @@ impl Look {
             stanza: self.plan.stanza.clone(),
             lock_path: own_locks.unwrap_or_else(|| self.plan.lock_path.clone()),
         };
-        self.write(layout::TOOL, &serde_json::to_vec(&tool)?)?;
-        Ok(tool)
+        changed |= self.write(layout::TOOL, &serde_json::to_vec(&tool)?)?;
+        Ok((tool, changed))
     }
 
     fn config_input(&self, version: Version) -> Result<ConfigInput, BadConfig> {
@@ -196,13 +204,16 @@ impl Look {
         self.state.join(name).to_string_lossy().into_owned()
     }
 
-    /// Writes a file of the state directory, unless it holds the same already.
-    fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+    /// Writes a file of the state directory, unless it holds the same already, and tells whether
+    /// it did.
+    fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<bool> {
         let path = self.state.join(name);
         if fs::read(&path).is_ok_and(|old| old == content) {
-            return Ok(());
+            return Ok(false);
         }
-        write_atomically(&path, content).with_context(|| format!("write \"{}\"", path.display()))
+        write_atomically(&path, content)
+            .with_context(|| format!("write \"{}\"", path.display()))?;
+        Ok(true)
     }
 
     /// The account before this one, if it is still good.

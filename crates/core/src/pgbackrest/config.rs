@@ -279,6 +279,8 @@ mod tests {
                 fixtures::text(recorded, "pgbackrest.conf"),
                 "{recorded}"
             );
+            // No word at the level of warnings: none about an unknown option, either.
+            assert_eq!(fixtures::text(recorded, "exits/check.0.txt"), "", "{recorded}");
         }
     }
 

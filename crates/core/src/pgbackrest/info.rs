@@ -16,6 +16,8 @@ pub const MISSING_STANZA_PATH: i64 = 1;
 pub const NO_VALID_BACKUPS: i64 = 2;
 /// The stanza's directory is there, its info files are not.
 pub const MISSING_STANZA_DATA: i64 = 3;
+/// Some repositories are in order and others are not; [`StanzaInfo::messages`] says more.
+pub const DIFFERENT: i64 = 4;
 /// Something else; [`StanzaInfo::messages`] says what.
 pub const OTHER: i64 = 99;
 
