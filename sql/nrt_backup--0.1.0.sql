@@ -46,14 +46,6 @@ CREATE SCHEMA IF NOT EXISTS nrt; /* nrt_backup::sql::rows::nrt */
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::worst_severity
-CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 -- nrt_backup::sql::rows::nrt::health_rows
 CREATE  FUNCTION nrt."health_rows"() RETURNS TABLE (
 	"check_name" TEXT,  /* String */
@@ -64,34 +56,6 @@ CREATE  FUNCTION nrt."health_rows"() RETURNS TABLE (
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'health_rows_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::history_rows
-CREATE  FUNCTION nrt."history_rows"() RETURNS TABLE (
-	"job" bigint,  /* i64 */
-	"trigger" TEXT,  /* String */
-	"requested" TEXT,  /* String */
-	"type" TEXT,  /* String */
-	"status" TEXT,  /* String */
-	"attempt" INT,  /* i32 */
-	"requested_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"finished_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"label" TEXT,  /* Option < String > */
-	"start_lsn" TEXT,  /* Option < String > */
-	"stop_lsn" TEXT,  /* Option < String > */
-	"wal_growth" bigint,  /* Option < i64 > */
-	"database_size" bigint,  /* Option < i64 > */
-	"copied_size" bigint,  /* Option < i64 > */
-	"repository_size" bigint,  /* Option < i64 > */
-	"exit_code" INT,  /* Option < i32 > */
-	"message" TEXT,  /* Option < String > */
-	"hint" TEXT  /* Option < String > */
-)
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'history_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -131,19 +95,31 @@ AS 'MODULE_PATHNAME', 'option_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::progress_rows
-CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
+-- nrt_backup::sql::rows::nrt::history_rows
+CREATE  FUNCTION nrt."history_rows"() RETURNS TABLE (
 	"job" bigint,  /* i64 */
-	"type" TEXT,  /* String */
 	"trigger" TEXT,  /* String */
+	"requested" TEXT,  /* String */
+	"type" TEXT,  /* String */
+	"status" TEXT,  /* String */
+	"attempt" INT,  /* i32 */
+	"requested_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
 	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"percent" double precision,  /* Option < f64 > */
-	"bytes_done" bigint,  /* Option < i64 > */
-	"bytes_total" bigint  /* Option < i64 > */
+	"finished_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"label" TEXT,  /* Option < String > */
+	"start_lsn" TEXT,  /* Option < String > */
+	"stop_lsn" TEXT,  /* Option < String > */
+	"wal_growth" bigint,  /* Option < i64 > */
+	"database_size" bigint,  /* Option < i64 > */
+	"copied_size" bigint,  /* Option < i64 > */
+	"repository_size" bigint,  /* Option < i64 > */
+	"exit_code" INT,  /* Option < i32 > */
+	"message" TEXT,  /* Option < String > */
+	"hint" TEXT  /* Option < String > */
 )
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
+AS 'MODULE_PATHNAME', 'history_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -177,6 +153,30 @@ AS 'MODULE_PATHNAME', 'schedule_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::worst_severity
+CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::progress_rows
+CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
+	"job" bigint,  /* i64 */
+	"type" TEXT,  /* String */
+	"trigger" TEXT,  /* String */
+	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"percent" double precision,  /* Option < f64 > */
+	"bytes_done" bigint,  /* Option < i64 > */
+	"bytes_total" bigint  /* Option < i64 > */
+)
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- nrt_backup::sql::rows::nrt::status_rows
 CREATE  FUNCTION nrt."status_rows"() RETURNS TABLE (
 	"activity" TEXT,  /* String */
@@ -206,10 +206,10 @@ AS 'MODULE_PATHNAME', 'status_rows_wrapper';
 -- is no table, and so nothing to dump, to vacuum, or to lose with a database.
 
 CREATE VIEW nrt.health AS
-SELECT h.check_name AS "check", h.severity, h.message, h.hint
+SELECT h.check_name, h.severity, h.message, h.hint
 FROM nrt.health_rows() h;
 COMMENT ON VIEW nrt.health IS 'Every health check with its severity (ok, warning, critical), what was found, and what to do. SELECT * FROM nrt_check() looks anew.';
-COMMENT ON COLUMN nrt.health."check" IS 'What is checked.';
+COMMENT ON COLUMN nrt.health.check_name IS 'What is checked.';
 COMMENT ON COLUMN nrt.health.severity IS 'ok: nothing to do. warning: backups run, but something wants attention. critical: work can be lost.';
 COMMENT ON COLUMN nrt.health.message IS 'What was found.';
 COMMENT ON COLUMN nrt.health.hint IS 'What to do.';

@@ -4,10 +4,10 @@
 -- is no table, and so nothing to dump, to vacuum, or to lose with a database.
 
 CREATE VIEW nrt.health AS
-SELECT h.check_name AS "check", h.severity, h.message, h.hint
+SELECT h.check_name, h.severity, h.message, h.hint
 FROM nrt.health_rows() h;
 COMMENT ON VIEW nrt.health IS 'Every health check with its severity (ok, warning, critical), what was found, and what to do. SELECT * FROM nrt_check() looks anew.';
-COMMENT ON COLUMN nrt.health."check" IS 'What is checked.';
+COMMENT ON COLUMN nrt.health.check_name IS 'What is checked.';
 COMMENT ON COLUMN nrt.health.severity IS 'ok: nothing to do. warning: backups run, but something wants attention. critical: work can be lost.';
 COMMENT ON COLUMN nrt.health.message IS 'What was found.';
 COMMENT ON COLUMN nrt.health.hint IS 'What to do.';

@@ -86,6 +86,7 @@ fn nrt_backup_cancel() -> Result<bool, ErrorReport> {
 /// Looks at pgBackRest, the repository, the disks and the configuration now, and returns all
 /// health checks.
 #[pg_extern(parallel_unsafe)]
+#[allow(clippy::type_complexity, reason = "pgrx makes the row's type from the list")]
 fn nrt_check() -> Result<
     TableIterator<
         'static,

@@ -190,6 +190,8 @@ pub(crate) struct World {
     /// Who asked, and which job it became.
     pub(crate) answers: BTreeMap<usize, u64>,
     pub(crate) steps: usize,
+    /// The time at the last step, and how many there were at that time.
+    instant: (DateTime<Utc>, usize),
     state: Option<State>,
     memory: Memory,
     /// The running child, and whether it was told to stop.
@@ -224,6 +226,7 @@ impl World {
             jobs: BTreeMap::new(),
             answers: BTreeMap::new(),
             steps: 0,
+            instant: (now, 0),
             state: None,
             memory: Memory::default(),
             job: None,
@@ -400,6 +403,9 @@ impl World {
     /// One step, with all that must hold whatever happens.
     pub(crate) fn step(&mut self, event: Event) {
         self.steps += 1;
+        let before = if self.instant.0 == self.now { self.instant.1 } else { 0 };
+        self.instant = (self.now, before + 1);
+        assert!(before < 500, "it spins at {}", self.now);
         self.shutting_down |= event == Event::ShutdownAsked;
         let asked = match &event {
             Event::Requested { ticket, .. } => Some(*ticket),
