@@ -337,10 +337,10 @@ impl Worker {
         let job = state.running();
         let activity = match (job, state.readiness()) {
             (Some(_), _) => Activity::BackingUp,
-            (None, Readiness::Unknown) => Activity::Starting,
             (None, Readiness::Blocked(_)) => Activity::Blocked,
-            (None, Readiness::Ready) if state.waiting().is_some() => Activity::Waiting,
-            (None, Readiness::Ready) => Activity::Idle,
+            (None, _) if state.inventory().is_none() => Activity::Starting,
+            (None, _) if state.waiting().is_some() => Activity::Waiting,
+            (None, _) => Activity::Idle,
         };
         serve::publish(&Present {
             activity,

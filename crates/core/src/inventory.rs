@@ -100,9 +100,8 @@ impl Inventory {
     pub fn backups_of(&self, system_id: u64) -> impl DoubleEndedIterator<Item = &Backup> {
         let info = self.repository.as_ref().ok().map(|repository| &repository.info);
         info.into_iter().flat_map(move |info| {
-            let ours = move |backup: &&Backup| {
-                belongs(info, (backup.repo, backup.database_id), system_id)
-            };
+            let ours =
+                move |backup: &&Backup| belongs(info, (backup.repo, backup.database_id), system_id);
             info.backups.iter().filter(ours)
         })
     }

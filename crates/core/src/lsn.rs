@@ -33,7 +33,8 @@ impl FromStr for Lsn {
     fn from_str(text: &str) -> Result<Self, BadLsn> {
         let bad = || BadLsn(text.to_string());
         let half = |part: &str| {
-            let digits = (1..=8).contains(&part.len()) && part.chars().all(|c| c.is_ascii_hexdigit());
+            let digits =
+                (1..=8).contains(&part.len()) && part.chars().all(|c| c.is_ascii_hexdigit());
             if digits { u64::from_str_radix(part, 16).map_err(|_| bad()) } else { Err(bad()) }
         };
         let (high, low) = text.split_once('/').ok_or_else(bad)?;
@@ -136,7 +137,8 @@ mod tests {
         let backup = "000000010000000100000002.00000028.backup";
         assert_eq!(Segment::of_archived(backup, mb16), Segment::parse(&backup[..24], mb16));
         assert_eq!(Segment::of_archived("00000002.history", mb16), None);
-        for bad in ["", "00000001.history", "0000000100000000000000zz", "000000010000000000000100"] {
+        for bad in ["", "00000001.history", "0000000100000000000000zz", "000000010000000000000100"]
+        {
             assert_eq!(Segment::parse(bad, mb16), None, "{bad:?} was taken");
         }
     }

@@ -736,8 +736,12 @@ impl Turn<'_> {
                     "pgBackRest cannot read the stanza \"{}\": {problem}",
                     self.settings.stanza
                 ),
-                hint: "Look at the repository with pgbackrest info; the server's log has more."
-                    .to_string(),
+                hint: if problem.contains("Permission denied") {
+                    "Give the server's user the right to read and write the repository."
+                } else {
+                    "Look at the repository with pgbackrest info; the server's log has more."
+                }
+                .to_string(),
             }),
             None => match repository.system_id() {
                 Some(id) if id != self.state.system_id => Some(Failure {
@@ -757,7 +761,11 @@ impl Turn<'_> {
         self.forget_stanza_tries();
         match failure {
             Some(failure) => self.block(failure),
-            None => self.state.readiness = Readiness::Ready,
+            None => {
+                self.state.readiness = Readiness::Ready;
+                // What was refused because nothing could run has no other cause to be mended.
+                self.state.last_failure.take_if(|job| job.started_at.is_none());
+            }
         }
     }
 

@@ -744,12 +744,14 @@ fn what_blocks_is_told_to_who_asks_and_waited_for_otherwise() {
         let asked = w.request(Incr);
         w.end_look();
         assert_eq!((asked, w.row(asked).status), (3, Failed));
+        assert_eq!(w.state().last_failure().map(|job| job.id), Some(3));
         w.pass(HOUR);
         mended(&mut w);
         w.told();
         w.growth = Some(2 * MB);
         w.pass(minutes(1));
         assert_eq!(w.told(), ["4 incr schedule running", "start 4 incr"]);
+        assert_eq!(w.state().last_failure(), None, "the refusal has no other cause");
         w.settle();
         let asked = w.request(Incr);
         assert_eq!(w.row(asked).status, Running);
