@@ -205,7 +205,8 @@ fn a_terminated_worker_comes_back_and_takes_the_backup_again() {
 /// not, and sees that the next start takes the backup again.
 fn stops_in_the_middle(name: &str, how: Shutdown) {
     let cluster = started(slow(Cluster::new(name)));
-    cluster.allow("full backup failed: the server ended while the backup was running");
+    cluster
+        .allow("full backup failed: the server or the worker ended while the backup was running");
     // What pgBackRest's session is told.
     cluster.allow("client backend 57P01");
     for listens in [true, false] {
@@ -314,7 +315,8 @@ fn a_killed_leash_is_tried_again_and_takes_all_along() {
 #[test]
 fn a_killed_worker_restarts_the_server_and_the_backup() {
     let cluster = started(slow(Cluster::new("worker")));
-    cluster.allow("full backup failed: the server ended while the backup was running");
+    cluster
+        .allow("full backup failed: the server or the worker ended while the backup was running");
     cluster.allow("57P02");
     let postmaster = cluster.postmaster();
     cluster.value("select nrt_backup_start('full')");
@@ -334,7 +336,8 @@ fn a_killed_worker_restarts_the_server_and_the_backup() {
 #[test]
 fn a_killed_postmaster_leaves_nothing_behind_and_the_next_start_takes_the_backup_again() {
     let cluster = started(slow(Cluster::new("postmaster")));
-    cluster.allow("full backup failed: the server ended while the backup was running");
+    cluster
+        .allow("full backup failed: the server or the worker ended while the backup was running");
     cluster.allow("terminating connection due to unexpected postmaster exit");
     cluster.value("select nrt_backup_start('full')");
     let backup = Backup::frozen(&cluster);

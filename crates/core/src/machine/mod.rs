@@ -429,7 +429,8 @@ impl Turn<'_> {
                 continue;
             }
             let (kind, attempt) = (job.requested, job.attempt);
-            job.message = Some("the server ended while the backup was running".to_string());
+            job.message =
+                Some("the server or the worker ended while the backup was running".to_string());
             self.end(job, Status::Failed);
             match self.waiting(kind) {
                 Some(waiting) => waiting.may_skip = false,
@@ -668,7 +669,7 @@ impl Turn<'_> {
     }
 
     /// The backup that a job has taken. If its label was not among the last that pgBackRest
-    /// printed, it is the one that the history does not know.
+    /// printed, it is the first since then that the history does not know.
     fn find(&self, job: &Job) -> Option<Backup> {
         let inventory = self.state.inventory.as_ref()?;
         let taken = |backup: &&Backup| match &job.label {
@@ -680,7 +681,7 @@ impl Turn<'_> {
                 ended && !self.state.known_labels.contains(&backup.label)
             }
         };
-        inventory.backups_of(self.state.system_id).rfind(taken).cloned()
+        inventory.backups_of(self.state.system_id).find(taken).cloned()
     }
 
     /// Puts backups into the history that it does not know: taken by hand, or before the history

@@ -50,6 +50,8 @@ fn a_fresh_server_looks_makes_a_stanza_takes_a_full_backup_and_rests() {
     w.now += minutes(3);
     w.end_job(End::Success);
     assert_eq!(w.row(1).status, Running, "the look fills in the row first");
+    w.step(Event::JobExited(Exit::default()));
+    assert_eq!(w.row(1).status, Running, "it has ended before");
     w.now += seconds(1);
     w.end_look();
     assert_eq!(w.told(), ["1 full missing_base succeeded"]);
@@ -146,6 +148,26 @@ fn a_stanza_that_is_deleted_is_created_again() {
     assert_eq!(w.told(), ["create stanza"]);
 }
 
+#[test]
+fn a_stanza_is_created_as_soon_as_what_blocked_is_mended() {
+    let mut w = World::new(unscheduled());
+    w.end_look();
+    for _ in 0..7 {
+        w.end_job(End::Lasting);
+        w.pass(minutes(9));
+    }
+    assert!(!w.is_running(), "the next try is a quarter of an hour away");
+    w.reality.pgbackrest = Some(failure("no pgbackrest"));
+    w.pass(minutes(1));
+    assert!(
+        matches!(w.state().readiness(), Readiness::Blocked(why) if *why == failure("no pgbackrest"))
+    );
+    w.reality.pgbackrest = None;
+    w.pass(minutes(1));
+    assert!(w.is_running());
+    assert_eq!(*w.state().readiness(), Readiness::Unknown);
+}
+
 // WAL growth.
 
 #[test]
@@ -204,6 +226,16 @@ fn growth_starts_a_backup_within_the_interval_also_between_checks() {
             assert!(round * pause <= 60, "with a check every {pause} seconds");
         }
     }
+}
+
+#[test]
+fn growth_that_was_measured_before_a_restart_waits_for_the_first_look() {
+    let mut w = World::protected();
+    w.growth = Some(150 * MB);
+    w.crash(seconds(5));
+    assert_eq!(w.told(), [""; 0]);
+    w.pass(minutes(1));
+    assert!(w.is_running());
 }
 
 #[test]
@@ -337,14 +369,22 @@ fn a_new_line_has_missed_nothing() {
     w.crash(HOUR * 5);
     w.settle();
     assert_eq!(w.told(), [""; 0]);
-    // Nor one in another time zone: 17:30 there was half an hour ago.
-    let mut w = scheduled("30 17 * * *");
+    // Nor one in another time zone: there it was six o'clock half an hour ago.
+    let mut w = scheduled("0 18 * * *");
+    w.pass(HOUR);
     w.settings.zone = chrono_tz::Asia::Kolkata;
     w.step(Event::Reloaded);
     w.pass(HOUR * 23);
     assert_eq!(w.told(), [""; 0]);
-    w.pass(minutes(60));
-    assert_eq!(w.row(2).requested_at, at("2026-03-11T12:00:00"));
+    w.pass(HOUR);
+    assert_eq!(w.row(2).requested_at, at("2026-03-11T12:30:00"));
+    // Nor one that was off for a while.
+    let mut w = scheduled("30 * * * *");
+    let line = w.settings.incremental_schedule.take();
+    w.pass(HOUR * 5);
+    w.settings.incremental_schedule = line;
+    w.pass(minutes(29));
+    assert_eq!(w.told(), [""; 0]);
 }
 
 #[test]
@@ -450,6 +490,7 @@ fn a_failed_manual_backup_is_told_at_once_and_not_tried_again() {
     assert_eq!((row.status, row.exit_code), (Failed, Some(57)));
     assert_eq!(row.message.as_deref(), Some("unable to query"));
     assert!(row.hint.is_some());
+    assert!(w.is_looking(), "a look may find the reason, such as a full disk");
     assert_eq!(w.state().last_failure(), Some(&w.row(asked).clone()));
     w.told();
     w.pass(HOUR);
@@ -602,12 +643,23 @@ fn what_no_retry_can_mend_is_left_alone_for_a_while() {
         ["2 full missing_base waiting", "2 full missing_base running", "start 2 full"]
     );
 
-    let mut w = World::protected();
-    w.growth = Some(150 * MB);
-    w.pass(minutes(1));
-    w.end_job(End::Lasting);
+    let grown_and_failed = || {
+        let mut w = World::protected();
+        w.growth = Some(150 * MB);
+        w.pass(minutes(1));
+        w.end_job(End::Lasting);
+        w
+    };
+    let mut w = grown_and_failed();
     w.pass(minutes(15) - seconds(1));
     assert!(!w.is_running());
+    w.pass(minutes(1));
+    assert!(w.is_running());
+    // A success shows that it is mended.
+    let mut w = grown_and_failed();
+    w.request(Incr);
+    w.settle();
+    w.growth = Some(150 * MB);
     w.pass(minutes(1));
     assert!(w.is_running());
 }
@@ -625,6 +677,13 @@ fn asking_for_a_check_gives_what_was_held_back_another_chance() {
             w.end_look();
             assert!(w.is_running(), "{end:?}, {event:?}");
         }
+        let mut w = World::new(unscheduled());
+        w.end_look();
+        w.end_job(End::Lasting);
+        w.settle();
+        w.step(event.clone());
+        w.end_look();
+        assert!(w.is_running(), "creating the stanza, {event:?}");
     }
 }
 
@@ -691,15 +750,16 @@ fn all_that_wait_for_the_lock_try_it_with_one_attempt() {
     w.request(Diff);
     w.request(Incr);
     w.told();
-    for _ in 0..10 {
+    w.growth = Some(150 * MB);
+    for _ in 0..30 {
         w.end_job(End::Locked);
         w.pass(seconds(5));
     }
     let starts = w.told().iter().filter(|it| it.starts_with("start")).count();
-    assert_eq!(starts, 10);
+    assert_eq!(starts, 30);
     w.settle();
     assert_eq!(w.row(full).status, Succeeded);
-    assert_eq!(w.statuses(), [Succeeded; 4]);
+    assert_eq!(w.statuses(), [Succeeded; 4], "and nothing was asked for by growth meanwhile");
 }
 
 // What keeps backups from running.
@@ -730,6 +790,7 @@ fn what_blocks_is_told_to_who_asks_and_waited_for_otherwise() {
         let mut w = scheduled("30 * * * *");
         broken(&mut w);
         w.pass(minutes(10));
+        w.growth = Some(150 * MB);
         assert!(matches!(w.state().readiness(), Readiness::Blocked(why) if why.message == words));
         let asked = w.request(Incr);
         assert_eq!(w.row(asked).status, Waiting, "it may have been mended: look first");
@@ -788,6 +849,13 @@ fn a_look_that_fails_does_not_keep_a_healthy_server_from_backing_up() {
     w.pass(HOUR);
     assert_eq!(w.told(), [""; 0], "and it is not seen as somebody else's");
     assert_eq!(w.state().look_failure(), None);
+    // Nor is the base taken once more because no look has seen it.
+    let mut w = World::unprotected();
+    w.end_look();
+    w.end_job(End::Success);
+    w.fail_look();
+    w.pass(HOUR);
+    assert_eq!(w.statuses(), [Succeeded]);
 }
 
 #[test]
@@ -831,6 +899,16 @@ fn after_a_reload_nothing_starts_by_what_a_look_with_the_old_settings_finds() {
     w.told();
     w.settle();
     assert_eq!(w.told()[0], "create stanza");
+    // Nor by what one had found, when the look with the new ones fails.
+    let mut w = World::new(unscheduled());
+    w.end_look();
+    w.end_job(End::Lasting);
+    w.settle();
+    w.settings.stanza = "another".to_string();
+    w.told();
+    w.step(Event::Reloaded);
+    w.fail_look();
+    assert_eq!(w.told(), [""; 0]);
 }
 
 // The repository's own account.
@@ -848,6 +926,11 @@ fn a_look_that_began_before_the_backup_ended_does_not_count() {
     w.end_look();
     assert_eq!((w.row(asked).status, w.row(asked).size), (Succeeded, Some(1000)));
     assert_eq!(w.jobs.len(), 2, "it is not external too");
+    // Nor does one that knows the backup before the worker has noticed its end.
+    let asked = w.request(Incr);
+    w.end_job_behind_a_look();
+    w.settle();
+    assert_eq!((w.row(asked).status, w.jobs.len()), (Succeeded, 3));
 }
 
 #[test]
@@ -865,7 +948,6 @@ fn checks_one_after_another_do_not_keep_anything_from_going_on() {
 fn a_label_that_was_not_caught_is_found_in_the_repository() {
     let mut w = World::protected();
     let asked = w.request(Incr);
-    w.now += minutes(1);
     w.end_job(End::SuccessWithoutLabel);
     w.settle();
     assert_eq!(w.row(asked).label.as_deref(), Some("20260310-000001F_20260310-000002I"));
@@ -907,6 +989,7 @@ fn backups_taken_by_hand_are_recorded_once() {
     w.pass(HOUR);
     assert_eq!(w.told(), ["2 incr external succeeded", "3 diff external succeeded"]);
     assert_eq!(w.row(2).label.as_deref(), Some("20260310-000001F_20260310-000002I"));
+    assert_eq!(w.row(2).requested_at, at("2026-03-10T12:00:29"));
     assert_eq!(w.row(2).started_at, Some(at("2026-03-10T12:00:29")));
     assert_eq!(w.row(2).finished_at, Some(at("2026-03-10T12:00:30")));
     assert_eq!(w.row(3).size, Some(1000));
@@ -960,7 +1043,10 @@ fn a_crash_marks_what_ran_as_failed_and_takes_it_again_though_no_wal_was_written
     w.growth = Some(0);
     w.crash(minutes(5));
     assert_eq!(w.told(), ["2 incr schedule failed", "4 incr startup (try 2) waiting"]);
-    assert_eq!(w.row(2).message.as_deref(), Some("the server ended while the backup was running"));
+    assert_eq!(
+        w.row(2).message.as_deref(),
+        Some("the server or the worker ended while the backup was running")
+    );
     w.settle();
     assert_eq!(w.statuses(), [Succeeded, Failed, Succeeded, Succeeded]);
     assert_eq!(w.row(3).trigger, Trigger::Manual, "what waited goes on");
@@ -975,6 +1061,14 @@ fn a_crash_leaves_one_of_a_type_to_take() {
     w.settle();
     assert_eq!((w.row(running).status, w.row(waiting).status), (Failed, Succeeded));
     assert_eq!(w.jobs.len(), 3);
+    // Which is not skipped then.
+    let mut w = scheduled("30 * * * *");
+    w.request(Incr);
+    w.growth = Some(0);
+    w.pass(minutes(30));
+    w.crash(seconds(5));
+    w.settle();
+    assert_eq!(w.statuses(), [Succeeded, Failed, Succeeded]);
 }
 
 #[test]
@@ -1010,6 +1104,11 @@ fn a_shutdown_forgets_no_request_and_fails_none() {
     w.settle();
     assert_eq!((w.row(asked).status, w.row(late).status), (Succeeded, Succeeded));
     assert_eq!(w.jobs.len(), 2);
+    let mut w = World::new(unscheduled());
+    let asked = w.request(Incr);
+    w.shut_down();
+    w.fail_look();
+    assert_eq!(w.row(asked).status, Waiting);
 }
 
 #[test]
@@ -1074,6 +1173,10 @@ fn numbers_are_never_used_again() {
 #[test]
 fn a_clock_that_was_set_back_does_not_stop_anything() {
     let mut w = World::protected();
+    w.set_clock_back(TimeDelta::days(400));
+    w.reality.add(Incr, None, w.now);
+    w.pass(minutes(1));
+    assert_eq!(w.row(2).trigger, Trigger::External, "looks");
     w.growth = Some(150 * MB);
     w.set_clock_back(TimeDelta::days(400));
     w.pass(minutes(1));

@@ -334,6 +334,15 @@ impl World {
         self.step(Event::JobExited(end.exit(label)));
     }
 
+    /// The running backup succeeds, and its exit is not noticed before a look has seen it.
+    pub(crate) fn end_job_behind_a_look(&mut self) {
+        let Some((Command::Backup { kind, trigger, .. }, _)) = self.job.take() else { return };
+        let label = self.reality.add(kind, Some(trigger), self.now);
+        self.step(Event::CheckAsked);
+        self.end_look();
+        self.step(Event::JobExited(End::Success.exit(Some(label))));
+    }
+
     pub(crate) fn end_look(&mut self) {
         let Some(seen) = self.look.take() else { return };
         let last_stop = seen.last_stop(OURS);
