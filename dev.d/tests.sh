@@ -54,6 +54,7 @@ part_unit() {
 
 # The extension's own tests, run inside a server: cargo-pgrx installs a build with the tests in it.
 part_server() {
+    need_cargo_pgrx
     build_extension
     # The worker of the server under test starts it.
     install_program "$private_pg_config"
@@ -90,6 +91,7 @@ EOF
 
 # Is the script that gets installed what the code would generate?
 part_schema() {
+    need_cargo_pgrx
     build_extension
     statements <"$script" >"$scratch/frozen"
     generated_script | statements >"$scratch/generated"
