@@ -46,6 +46,31 @@ CREATE SCHEMA IF NOT EXISTS nrt; /* nrt_backup::sql::rows::nrt */
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::worst_severity
+CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::recovery_rows
+CREATE  FUNCTION nrt."recovery_rows"() RETURNS TABLE (
+	"timeline" bigint,  /* i64 */
+	"from_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"from_lsn" TEXT,  /* Option < String > */
+	"to_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"to_lsn" TEXT,  /* Option < String > */
+	"first_backup" TEXT,  /* String */
+	"backups" bigint,  /* i64 */
+	"gap_until" TEXT  /* Option < String > */
+)
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'recovery_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- nrt_backup::sql::rows::nrt::health_rows
 CREATE  FUNCTION nrt."health_rows"() RETURNS TABLE (
 	"check_name" TEXT,  /* String */
@@ -82,19 +107,6 @@ AS 'MODULE_PATHNAME', 'backup_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::option_rows
-CREATE  FUNCTION nrt."option_rows"() RETURNS TABLE (
-	"name" TEXT,  /* String */
-	"environment" TEXT,  /* Option < String > */
-	"effect" TEXT,  /* String */
-	"help" TEXT  /* String */
-)
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'option_rows_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 -- nrt_backup::sql::rows::nrt::history_rows
 CREATE  FUNCTION nrt."history_rows"() RETURNS TABLE (
 	"job" bigint,  /* i64 */
@@ -123,20 +135,16 @@ AS 'MODULE_PATHNAME', 'history_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::recovery_rows
-CREATE  FUNCTION nrt."recovery_rows"() RETURNS TABLE (
-	"timeline" bigint,  /* i64 */
-	"from_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"from_lsn" TEXT,  /* Option < String > */
-	"to_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"to_lsn" TEXT,  /* Option < String > */
-	"first_backup" TEXT,  /* String */
-	"backups" bigint,  /* i64 */
-	"gap_until" TEXT  /* Option < String > */
+-- nrt_backup::sql::rows::nrt::option_rows
+CREATE  FUNCTION nrt."option_rows"() RETURNS TABLE (
+	"name" TEXT,  /* String */
+	"environment" TEXT,  /* Option < String > */
+	"effect" TEXT,  /* String */
+	"help" TEXT  /* String */
 )
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'recovery_rows_wrapper';
+AS 'MODULE_PATHNAME', 'option_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -150,30 +158,6 @@ CREATE  FUNCTION nrt."schedule_rows"() RETURNS TABLE (
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'schedule_rows_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::worst_severity
-CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::progress_rows
-CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
-	"job" bigint,  /* i64 */
-	"type" TEXT,  /* String */
-	"trigger" TEXT,  /* String */
-	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"percent" double precision,  /* Option < f64 > */
-	"bytes_done" bigint,  /* Option < i64 > */
-	"bytes_total" bigint  /* Option < i64 > */
-)
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -196,6 +180,22 @@ CREATE  FUNCTION nrt."status_rows"() RETURNS TABLE (
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'status_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::progress_rows
+CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
+	"job" bigint,  /* i64 */
+	"type" TEXT,  /* String */
+	"trigger" TEXT,  /* String */
+	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"percent" double precision,  /* Option < f64 > */
+	"bytes_done" bigint,  /* Option < i64 > */
+	"bytes_total" bigint  /* Option < i64 > */
+)
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */

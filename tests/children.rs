@@ -185,7 +185,7 @@ fn a_caller_that_leaves_does_not_take_the_backup_along() {
 #[test]
 fn a_terminated_worker_comes_back_and_takes_the_backup_again() {
     let cluster = started(slow(Cluster::new("terminate")));
-    cluster.allow("nrt_backup job 2: full backup failed: the server ended");
+    cluster.allow("nrt_backup job 2: full backup failed: the server or the worker ended");
     cluster.value("select nrt_backup_start('full')");
     let backup = Backup::frozen(&cluster);
     let before = worker(&cluster);
@@ -245,7 +245,7 @@ fn an_immediate_shutdown_ends_a_backup_and_the_next_start_takes_it_again() {
 #[test]
 fn a_smart_shutdown_does_not_wait_for_a_backup() {
     let cluster = slow(Cluster::new("smart")).started();
-    cluster.allow("nrt_backup job 1: full backup failed: the server ended");
+    cluster.allow("nrt_backup job 1: full backup failed: the server or the worker ended");
     // The first full backup, which nobody but the worker wants.
     cluster.sql("create extension nrt_backup");
     let backup = Backup::frozen(&cluster);

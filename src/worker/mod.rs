@@ -140,6 +140,7 @@ impl Worker {
             self.collect();
             self.events.push_back(Event::Tick);
             self.settle();
+            self.evaluate();
             self.publish();
             if !postgres::shutdown_requested() {
                 postgres::latch::wait(self.sleep());
@@ -293,6 +294,8 @@ impl Worker {
     }
 
     fn record(&mut self, job: &Job) {
+        // Before the row: who sees that the job has ended sees the present after it.
+        self.publish();
         let written = self.journal.append(job);
         self.watch.writing(layout::HISTORY, written);
         if job.status == Status::Succeeded {
@@ -330,7 +333,6 @@ impl Worker {
 
     /// Shows the present to the SQL functions.
     fn publish(&mut self) {
-        self.evaluate();
         let growth = self.growth();
         let Some(state) = &self.state else { return };
         let runs = state.next_runs(&self.settings);
