@@ -816,6 +816,7 @@ impl Turn<'_> {
         let grown = self.present.growth.is_some_and(|it| it >= self.settings.wal_growth_threshold);
         if self.settings.wal_monitor
             && grown
+            && !matches!(self.state.readiness, Readiness::Blocked(_))
             && self.state.has_base()
             // Else the growth may be that since the backup before the last.
             && self.state.look_failure.is_none()

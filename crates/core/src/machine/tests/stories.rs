@@ -947,6 +947,7 @@ fn checks_one_after_another_do_not_keep_anything_from_going_on() {
 fn a_label_that_was_not_caught_is_found_in_the_repository() {
     let mut w = World::protected();
     let asked = w.request(Incr);
+    w.step(Event::CheckAsked);
     w.end_job(End::SuccessWithoutLabel);
     w.reality.add(Incr, None, w.now);
     w.settle();
