@@ -16,7 +16,8 @@ pub enum Judgement {
     Success,
     /// The cause may go away by itself: the same command again, later.
     Retry,
-    /// Another pgBackRest works on the stanza. That is no failure: wait until it has finished.
+    /// Another pgBackRest works on the stanza, or the server has just been promoted. That is no
+    /// failure: wait until it is over.
     Wait,
     /// The same command would fail in the same way until somebody changes something.
     GiveUp,
@@ -64,6 +65,8 @@ const fn again(code: i32, name: &'static str, hint: &'static str) -> Meaning {
     Meaning { code, name, judgement: Judgement::Retry, hint }
 }
 
+const HINT_PROMOTED: &str =
+    "The server was promoted a moment ago. Its next checkpoint, also one by hand, ends the wait.";
 const HINT_BUG: &str =
     "This is a fault inside pgBackRest; look for it in pgBackRest's issues or update it.";
 const HINT_DISK_FULL: &str = "\
@@ -306,6 +309,8 @@ fn by_words(
         50 if says("is another pgBackRest process running") || says("temporarily unavailable") => {
             (Wait, "")
         }
+        // Right after a promotion, until the checkpoint that ends it.
+        _ if says("does not match pg_control timeline") => (Wait, HINT_PROMOTED),
         28 | 103 if says("do not match") => (GiveUp, HINT_OTHER_CLUSTER),
         55 | 103 | 104 if says("Missing") && says(".info'") => {
             // A command that goes on after the first failure ends with 104; nothing comes of it
@@ -447,6 +452,15 @@ mod tests {
             Some((name.to_string(), code.parse().ok()?, text))
         };
         files.into_iter().map(|file| read(file.clone()).expect(&file)).collect()
+    }
+
+    /// Seen with 2.55 on PostgreSQL 17.
+    #[test]
+    fn a_server_that_was_just_promoted_is_waited_for() {
+        let output = "P00  ERROR: [051]: WAL timeline 2 does not match pg_control timeline 1\n";
+        let verdict = judge(Some(51), None, output);
+        assert_eq!(verdict.judgement, Judgement::Wait);
+        assert!(verdict.hint.is_some_and(|hint| hint.contains("promoted")));
     }
 
     #[test]
