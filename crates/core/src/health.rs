@@ -123,8 +123,8 @@ pub fn evaluate(findings: &Findings<'_>) -> Vec<Check> {
         backup(findings),
         wal_gap(findings),
         last_run(findings),
-        disk(findings, "repository_disk", "the repository", |inventory| inventory.repository_disk),
-        disk(findings, "wal_disk", "pg_wal", |inventory| inventory.wal_disk),
+        repository_disk(findings),
+        wal_disk(findings),
         database(findings),
         time_zone(findings),
         state_directory(findings),
@@ -375,21 +375,26 @@ fn last_run(findings: &Findings<'_>) -> Check {
     }
 }
 
-fn disk(
-    findings: &Findings<'_>,
-    name: &str,
-    what: &str,
-    of: impl Fn(&crate::inventory::Inventory) -> Option<Disk>,
-) -> Check {
-    let Some(disk) = findings.state.inventory().and_then(of) else {
-        return ok(name, "not known");
-    };
+fn repository_disk(findings: &Findings<'_>) -> Check {
+    let disk = findings.state.inventory().and_then(|inventory| inventory.repository_disk);
+    let hint = "Make room or shorten nrt_backup.retention_days; nrt_backup.min_disk_free sets when \
+                this is reported.";
+    room(findings, "repository_disk", "the repository", disk, hint)
+}
+
+fn wal_disk(findings: &Findings<'_>) -> Check {
+    let disk = findings.state.inventory().and_then(|inventory| inventory.wal_disk);
+    let hint = "Make room. WAL piles up while it cannot be archived: see the check \"archiving\". \
+                nrt_backup.min_disk_free sets when this is reported.";
+    room(findings, "wal_disk", "pg_wal", disk, hint)
+}
+
+fn room(findings: &Findings<'_>, name: &str, what: &str, disk: Option<Disk>, hint: &str) -> Check {
+    let Some(disk) = disk else { return ok(name, "not known") };
     let free = disk.percent_free();
     // Not the bytes: they change all the time, and an idle server writes nothing.
     let message = format!("{free} % of {} free below {what}", format_size(disk.total));
     let wanted = u64::from(findings.settings.min_disk_free);
-    let hint = "Make room or shorten nrt_backup.retention_days; nrt_backup.min_disk_free sets when \
-                this is reported.";
     if free >= wanted {
         ok(name, message)
     } else if free * 3 >= wanted {
@@ -746,7 +751,7 @@ mod tests {
             expect(&found(&w), amiss.as_ref().map_or(&[], |it| it));
         }
         let w = World::protected();
-        assert_eq!(disk(&found(&w), "wal_disk", "pg_wal", |_| None).severity, Severity::Ok);
+        assert_eq!(room(&found(&w), "wal_disk", "pg_wal", None, "").severity, Severity::Ok);
     }
 
     #[test]
