@@ -31,8 +31,10 @@ const LONGEST_ANSWER: usize = 256 << 20;
 /// How long an account of the repository is good although nothing seems to have changed in it: a
 /// repository that is no directory here shows no sign of change.
 const FRESH: TimeDelta = TimeDelta::minutes(10);
-/// Seconds that a backup waits until its WAL is in the repository: pgBackRest's own default.
-const ARCHIVE_TIMEOUT: u32 = 60;
+/// Seconds that a backup waits until its WAL is in the repository. PostgreSQL's archiver pauses
+/// for up to a minute after a failure, and after a crash it may be started that much later:
+/// pgBackRest's own default of 60 would fail a backup that has only to wait.
+const ARCHIVE_TIMEOUT: u32 = 120;
 /// Where pgBackRest keeps its locks unless told.
 const LOCK_PATH: &str = "/tmp/pgbackrest";
 /// Where pgBackRest keeps its repository unless told.
