@@ -1,7 +1,8 @@
 //! Names the files of the state directory and their formats: the worker, its children and the SQL
 //! functions meet there.
 //!
-//! The directory lies in the data directory, mode 0700, and is excluded from backups.
+//! The directory lies in the data directory, mode 0700. The generated configuration of pgBackRest
+//! excludes it from backups; an operator's own has to do so itself.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};

@@ -71,7 +71,7 @@ pub struct ConfigInput {
     pub stanza: String,
     /// The directory of the repository.
     pub repository: String,
-    /// Where pgBackRest keeps its locks. Private to the cluster: the default is `/tmp`.
+    /// Where pgBackRest keeps its locks. Whoever else runs it on the stanza must use the same.
     pub lock_path: String,
     /// Where its log files would go. Log files are switched off; the option is set so that no
     /// version looks at the default directory, which may not exist.
