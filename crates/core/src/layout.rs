@@ -32,6 +32,18 @@ pub const LOG: &str = "log";
 pub const JOB_LOG: &str = "job.log";
 /// pgBackRest's spool directory.
 pub const SPOOL: &str = "spool";
+/// The present of shipping, a [`crate::offsite::Status`].
+pub const SHIP: &str = "ship.json";
+/// Which instance of the cluster this is; see [`Instance`].
+pub const INSTANCE: &str = "instance.json";
+/// rclone's configuration, decoded from the environment variable `RCLONE_CONF_BASE64`.
+pub const RCLONE_CONFIG: &str = "rclone.conf";
+/// Put there to have the remote compared with the repository; gone when it is done.
+pub const COMPARE: &str = "compare";
+/// Put there to make this instance the remote's owner; gone when it is done.
+pub const TAKEOVER: &str = "takeover";
+/// The directory of what is about to be sent.
+pub const OUTBOX: &str = "outbox";
 /// There while a worker runs, and left behind by one that did not end cleanly.
 pub const RUNNING: &str = "running";
 
@@ -66,4 +78,13 @@ pub struct PushFailure {
     pub at: DateTime<Utc>,
     /// pgBackRest's words.
     pub failure: Failure,
+}
+
+/// Tells one running place of a cluster from a copy of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// A random name.
+    pub id: String,
+    /// The inode of the state directory for which the name was made: a copy has another one.
+    pub directory: u64,
 }

@@ -16,6 +16,7 @@ pub mod layout;
 pub mod look;
 pub mod lsn;
 pub mod machine;
+pub mod offsite;
 pub mod options;
 pub mod pgbackrest;
 pub mod recovery;

@@ -5,6 +5,7 @@
 
 use std::ffi::CStr;
 
+use crate::offsite::bandwidth;
 use crate::pgbackrest::names::valid_stanza_name;
 use crate::{crontab, size};
 
@@ -33,6 +34,8 @@ pub enum Unit {
     Plain,
     /// Seconds.
     Seconds,
+    /// Milliseconds.
+    Milliseconds,
 }
 
 /// One option. Every option takes effect on reload.
@@ -291,8 +294,120 @@ pub static MIN_DISK_FREE: Opt = Opt {
     )
 };
 
+/// rclone's configuration.
+pub static RCLONE_CONFIG: Opt = Opt {
+    superuser_only: true,
+    check: absolute_path_or_empty,
+    ..option(
+        c"nrt_backup.rclone_config",
+        c"",
+        c"rclone's configuration file; empty to ship nowhere, unless RCLONE_CONF_BASE64 is in the server's environment.",
+    )
+};
+
+/// Which remote is used.
+pub static REMOTE_NAME: Opt = Opt {
+    environment: Some("RCLONE_REMOTE_NAME"),
+    check: remote_name,
+    ..option(
+        c"nrt_backup.remote_name",
+        c"",
+        c"The remote in rclone's configuration; empty for the first one there.",
+    )
+};
+
+/// Where on the remote.
+pub static REMOTE_PATH: Opt = Opt {
+    environment: Some("RCLONE_REMOTE_PATH"),
+    check: remote_path,
+    ..option(
+        c"nrt_backup.remote_path",
+        c"postgres-backups",
+        c"The path on the remote (for S3: the bucket first) below which clusters are kept.",
+    )
+};
+
+/// The cluster's directory there.
+pub static NAME: Opt = Opt {
+    environment: Some("POSTGRES_DB"),
+    check: cluster_name,
+    ..option(
+        c"nrt_backup.name",
+        c"",
+        c"The cluster's own directory below nrt_backup.remote_path; empty for the stanza.",
+    )
+};
+
+/// How often the tail goes up.
+pub static SHIP_INTERVAL: Opt = Opt {
+    environment: Some("SHIP_INTERVAL"),
+    kind: Kind::Int { min: 50, max: 3_600_000, unit: Unit::Milliseconds },
+    ..option(
+        c"nrt_backup.ship_interval",
+        c"1000",
+        c"Milliseconds between two shipments of the WAL that was written since.",
+    )
+};
+
+/// How much of the line may be used.
+pub static BANDWIDTH_LIMIT: Opt = Opt {
+    check: bandwidth::check,
+    ..option(
+        c"nrt_backup.bandwidth_limit",
+        c"",
+        c"Limit in bytes per second as rclone writes it: 10M, or a timetable like \"08:00,512k 23:00,off\"; empty for none.",
+    )
+};
+
+/// How many files go up at the same time.
+pub static TRANSFERS: Opt = Opt {
+    kind: Kind::Int { min: 1, max: 64, unit: Unit::Plain },
+    ..option(c"nrt_backup.transfers", c"4", c"Files of a backup that are sent at the same time.")
+};
+
+/// Which rclone runs.
+pub static RCLONE: Opt = Opt {
+    superuser_only: true,
+    check: program,
+    ..option(
+        c"nrt_backup.rclone",
+        c"rclone",
+        c"The rclone program: a name to find on the server's PATH, or an absolute path.",
+    )
+};
+
+/// When everything is compared.
+pub static COMPARISON_SCHEDULE: Opt = Opt {
+    check: schedule,
+    ..option(
+        c"nrt_backup.comparison_schedule",
+        c"0 5 * * 0",
+        c"When the remote is compared with the repository, file by file, as a crontab line; \"off\" for never.",
+    )
+};
+
+/// Whether full backups also go up as one file.
+pub static PORTABLE_TAR: Opt = Opt {
+    kind: Kind::Bool,
+    ..option(
+        c"nrt_backup.portable_tar",
+        c"off",
+        c"Also sends each full backup as one tar archive that holds all that a restore needs.",
+    )
+};
+
+/// When the tail is too far behind.
+pub static MAX_SHIP_LAG: Opt = Opt {
+    kind: Kind::Int { min: 0, max: i32::MAX, unit: Unit::Seconds },
+    ..option(
+        c"nrt_backup.max_ship_lag",
+        c"30",
+        c"Seconds of WAL not yet off-site after which nrt.health is critical; 0 for never.",
+    )
+};
+
 /// Every option, in the order of the documents.
-pub static ALL: [&Opt; 19] = [
+pub static ALL: [&Opt; 30] = [
     &STANZA,
     &RETENTION_DAYS,
     &FULL_SCHEDULE,
@@ -312,6 +427,17 @@ pub static ALL: [&Opt; 19] = [
     &COMPRESS_TYPE,
     &MAX_BACKUP_AGE,
     &MIN_DISK_FREE,
+    &RCLONE_CONFIG,
+    &REMOTE_NAME,
+    &REMOTE_PATH,
+    &NAME,
+    &SHIP_INTERVAL,
+    &BANDWIDTH_LIMIT,
+    &TRANSFERS,
+    &RCLONE,
+    &COMPARISON_SCHEDULE,
+    &PORTABLE_TAR,
+    &MAX_SHIP_LAG,
 ];
 
 fn anything(_: &str) -> Result<(), String> {
@@ -374,6 +500,42 @@ fn one_line(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// rclone's own rule for names of remotes; a colon would end it, and a leading hyphen be an option.
+fn remote_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | ' ' | '+' | '@');
+    if !name.chars().all(fits) || name.starts_with(['-', ' ']) || name.ends_with(' ') {
+        return Err(
+            "A remote's name has letters, digits, and _ - . + @ and inner blanks; write it \
+                    without the colon."
+                .to_string(),
+        );
+    }
+    Ok(())
+}
+
+fn remote_path(path: &str) -> Result<(), String> {
+    if path.split('/').any(|part| matches!(part, "." | "..")) {
+        return Err("It must not contain \".\" or \"..\" as a part.".to_string());
+    }
+    if path.trim_matches('/').contains("//") || path.trim() != path {
+        return Err("It must not contain \"//\", or blanks around it.".to_string());
+    }
+    one_line(path)
+}
+
+fn cluster_name(name: &str) -> Result<(), String> {
+    if name.contains(['/', '\\', ':']) || name.starts_with(['.', '-']) || name.len() > 128 {
+        return Err(
+            "It must be one directory's name, without / \\ or :, and not begin with . or -."
+                .to_string(),
+        );
+    }
+    if name.trim() != name {
+        return Err("It must not have blanks around it.".to_string());
+    }
+    one_line(name)
+}
+
 fn identifier(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > 63 {
         return Err("A name has 1 to 63 bytes.".to_string());
@@ -410,6 +572,7 @@ mod tests {
     fn the_readme_has_every_option_as_it_is() {
         let unit = |option: &Opt| match option.kind {
             Kind::Int { unit: Unit::Seconds, .. } => " s",
+            Kind::Int { unit: Unit::Milliseconds, .. } => " ms",
             _ => "",
         };
         let cell = |text: &str| if text.is_empty() { String::new() } else { format!("`{text}`") };
@@ -430,7 +593,7 @@ mod tests {
 
     #[test]
     fn refuses_what_could_break_out_of_a_configuration_file() {
-        let bad: [(&Opt, &[&str]); 8] = [
+        let bad: [(&Opt, &[&str]); 14] = [
             (&STANZA, &["", "a b", "../x", "-x", "a\nb", "a/b"]),
             (&FULL_SCHEDULE, &["0 3 * *", "61 * * * *", "0 0 3 * * *", "daily"]),
             (&WAL_GROWTH_THRESHOLD, &["", "0", "-1MB", "1 parsec", "MB"]),
@@ -439,6 +602,12 @@ mod tests {
             (&DATABASE, &["", "a\nb"]),
             (&TIMEZONE, &["Mars/Olympus"]),
             (&COMPRESS_TYPE, &["zip", ""]),
+            (&RCLONE_CONFIG, &["rclone.conf", "/a\n"]),
+            (&REMOTE_NAME, &["s3:", "a/b", "-v", "a\nb", ":local", "a,b=c"]),
+            (&REMOTE_PATH, &["../x", "a/../b", "a//b", "a\nb", " a", "./a"]),
+            (&NAME, &["a/b", "..", ".", "-x", "a:b", "a\n", " x"]),
+            (&BANDWIDTH_LIMIT, &["quick", "1M --config=/x"]),
+            (&RCLONE, &["", "bin/rclone"]),
         ];
         for (option, values) in bad {
             for value in values {

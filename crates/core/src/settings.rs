@@ -51,6 +51,28 @@ pub struct Settings {
     pub max_backup_age: i64,
     /// Per cent of a disk that must be free; 0 for none.
     pub min_disk_free: u32,
+    /// rclone's configuration file; `None` for no remote, unless one came in the environment.
+    pub rclone_config: Option<String>,
+    /// The remote in it; the first if absent.
+    pub remote_name: Option<String>,
+    /// The path on the remote, without slashes around it.
+    pub remote_path: String,
+    /// The cluster's directory below the path.
+    pub name: String,
+    /// Milliseconds between two looks at how far the WAL is on disk.
+    pub ship_interval: u32,
+    /// rclone's notation of a limit or a timetable.
+    pub bandwidth_limit: Option<String>,
+    /// Files that go up at the same time.
+    pub transfers: u32,
+    /// The rclone program.
+    pub rclone: String,
+    /// When the remote is compared as a whole.
+    pub comparison_schedule: Option<Crontab>,
+    /// Whether each full backup also goes up as one tar archive.
+    pub portable_tar: bool,
+    /// Seconds of WAL not yet off-site that are too many; 0 for never.
+    pub max_ship_lag: i64,
 }
 
 impl Settings {
@@ -96,6 +118,17 @@ impl Settings {
             compress_type: checked(&options::COMPRESS_TYPE),
             max_backup_age: number(&options::MAX_BACKUP_AGE),
             min_disk_free: u32::try_from(number(&options::MIN_DISK_FREE)).unwrap_or(0),
+            rclone_config: some(checked(&options::RCLONE_CONFIG)),
+            remote_name: some(checked(&options::REMOTE_NAME)),
+            remote_path: checked(&options::REMOTE_PATH).trim_matches('/').to_string(),
+            name: some(checked(&options::NAME)).unwrap_or_else(|| checked(&options::STANZA)),
+            ship_interval: u32::try_from(number(&options::SHIP_INTERVAL)).unwrap_or(1000),
+            bandwidth_limit: some(checked(&options::BANDWIDTH_LIMIT)),
+            transfers: u32::try_from(number(&options::TRANSFERS)).unwrap_or(4),
+            rclone: checked(&options::RCLONE),
+            comparison_schedule: schedule(&options::COMPARISON_SCHEDULE),
+            portable_tar: get(&options::PORTABLE_TAR) == "on",
+            max_ship_lag: number(&options::MAX_SHIP_LAG),
         }
     }
 

@@ -1,0 +1,196 @@
+//! Describes what goes off-site: what `nrt-backup ship` is told, and what it tells.
+//!
+//! ```text
+//! worker ── Plan (argument), Position (lines on standard input) ──► nrt-backup ship ──► remote
+//! worker, SQL, nrt-backup status ◄── Status (a file of the state directory) ──┘
+//! ```
+
+pub mod bandwidth;
+pub mod owner;
+pub mod supervisor;
+pub mod tail;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::Failure;
+use crate::look::Server;
+use crate::lsn::Lsn;
+use crate::settings::Settings;
+
+/// What `nrt-backup ship` needs to know when it starts. It holds no secret: it travels on a
+/// command line. Another plan is another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The state directory.
+    pub state: String,
+    /// The cluster's data directory.
+    pub data_directory: String,
+    /// The cluster's system identifier.
+    pub system_id: u64,
+    /// Bytes of a WAL segment.
+    pub segment_size: u64,
+    /// pgBackRest's name for the cluster.
+    pub stanza: String,
+    /// The operator's own pgBackRest configuration; the repository is where it says then.
+    pub own_config: Option<String>,
+    /// The repository's directory, unless the operator's configuration says.
+    pub repository: String,
+    /// The server's configuration files; those outside of the data directory are kept off-site.
+    pub configuration_files: Vec<String>,
+    /// The rclone program, a name or a path.
+    pub rclone: String,
+    /// rclone's configuration file.
+    pub rclone_config: String,
+    /// The remote's name in rclone's configuration; the first one there if absent.
+    pub remote_name: Option<String>,
+    /// The path on the remote, without slashes around it; may be empty.
+    pub remote_path: String,
+    /// The cluster's own directory below the path.
+    pub name: String,
+    /// How many files go up at the same time.
+    pub transfers: u32,
+    /// rclone's `--bwlimit`; no limit if absent.
+    pub bandwidth_limit: Option<String>,
+    /// When the remote is compared with the repository as a whole, as a crontab line.
+    pub comparison_schedule: String,
+    /// The time zone of that schedule.
+    pub zone: String,
+    /// Whether each full backup also goes up as one tar archive.
+    pub portable_tar: bool,
+    /// Seconds between two signs of life in `owner.json`.
+    pub heartbeat: u32,
+}
+
+/// Seconds between two signs of life on the remote.
+pub const HEARTBEAT: u32 = 15;
+
+impl Plan {
+    /// What shipping from `server` under `settings` needs to know; `None` while no remote is
+    /// configured.
+    ///
+    /// `decoded_config` is the file into which `RCLONE_CONF_BASE64` was decoded, used where the
+    /// setting names none.
+    pub fn new(
+        server: &Server,
+        settings: &Settings,
+        system_id: u64,
+        decoded_config: Option<String>,
+        configuration_files: Vec<String>,
+    ) -> Option<Plan> {
+        Some(Plan {
+            state: server.state.clone(),
+            data_directory: server.data_directory.clone(),
+            system_id,
+            segment_size: server.segment_size,
+            stanza: settings.stanza.clone(),
+            own_config: settings.pgbackrest_config.clone(),
+            repository: settings.repository.clone(),
+            configuration_files,
+            rclone: settings.rclone.clone(),
+            rclone_config: settings.rclone_config.clone().or(decoded_config)?,
+            remote_name: settings.remote_name.clone(),
+            remote_path: settings.remote_path.clone(),
+            name: settings.name.clone(),
+            transfers: settings.transfers,
+            bandwidth_limit: settings.bandwidth_limit.clone(),
+            comparison_schedule: settings
+                .comparison_schedule
+                .as_ref()
+                .map_or("off", |crontab| crontab.text())
+                .to_string(),
+            zone: settings.zone.name().to_string(),
+            portable_tar: settings.portable_tar,
+            heartbeat: HEARTBEAT,
+        })
+    }
+}
+
+/// How far the WAL is on disk: a line of JSON on the standard input of `nrt-backup ship`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The timeline that is written.
+    pub timeline: u32,
+    /// Every byte before this is on disk.
+    pub flushed: Lsn,
+}
+
+/// What shipping does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It finds out what the remote holds.
+    #[default]
+    Starting,
+    /// It ships.
+    Shipping,
+    /// Another instance writes to the remote: nothing is shipped.
+    Fenced,
+    /// The remote, or rclone, does not do what it is told; it is tried again.
+    Failing,
+}
+
+impl Phase {
+    /// The word as the view shows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Shipping => "shipping",
+            Phase::Fenced => "fenced",
+            Phase::Failing => "failing",
+        }
+    }
+}
+
+/// The present of shipping: `ship.json` in the state directory, replaced as a whole when
+/// something in it changes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Where the copy is: `remote:path/name`.
+    pub remote: String,
+    /// rclone's version.
+    pub rclone: Option<String>,
+    /// What it does.
+    pub phase: Phase,
+    /// Why the phase is `Fenced` or `Failing`.
+    pub failure: Option<Failure>,
+    /// Since when the phase is `Failing`.
+    pub failing_since: Option<DateTime<Utc>>,
+    /// Up to here, everything that is needed to restore is on the remote, confirmed. `None`
+    /// until the first backup is there.
+    pub shipped: Option<Position>,
+    /// When the oldest byte that is not there was heard of; `None` if nothing is missing.
+    pub behind_since: Option<DateTime<Utc>>,
+    /// Labels of the backups on the remote that can be restored from there, oldest first.
+    pub backups: Vec<String>,
+    /// Why backups or archived segments cannot be brought there, if they cannot.
+    pub mirror_failure: Option<Failure>,
+    /// Why no WAL tail is written, where it must not be.
+    pub tail_refused: Option<Failure>,
+    /// Objects that should be gone and could not be deleted.
+    pub deletions_pending: u64,
+    /// Why not.
+    pub deletion_failure: Option<Failure>,
+    /// The last comparison of the remote with the repository as a whole.
+    pub comparison: Option<Comparison>,
+    /// Bytes that were sent since shipping started.
+    pub sent_bytes: u64,
+    /// Objects that were sent since then.
+    pub sent_objects: u64,
+}
+
+/// What a comparison of the whole remote with the repository found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Comparison {
+    /// When it ended.
+    pub at: DateTime<Utc>,
+    /// Files that were the same.
+    pub same: u64,
+    /// Files that were missing or of another size and were sent again.
+    pub repaired: Vec<String>,
+    /// Files of the same size with another content, which are left as they are: one of the two
+    /// is damaged, and it may be the one here.
+    pub different: Vec<String>,
+    /// Why it could not be done as a whole.
+    pub failure: Option<Failure>,
+}
