@@ -578,7 +578,7 @@ pub(crate) fn succeed(command: &mut Command) -> String {
     out.into_owned()
 }
 
-fn describe(processes: &[Process]) -> String {
+pub(crate) fn describe(processes: &[Process]) -> String {
     let line = |process: &Process| {
         format!("{} (parent {}): {}", process.pid, process.parent, process.command)
     };
