@@ -10,6 +10,7 @@
 
 mod client;
 mod cluster;
+mod commits;
 mod installation;
 mod log;
 mod offsite;
@@ -19,6 +20,7 @@ mod remote;
 
 pub use client::{Load, SqlError};
 pub use cluster::{Cluster, Shutdown, wait_until};
+pub use commits::{Commit, Commits};
 pub use installation::{Account, Installation};
 pub use log::{LogEntry, Severity, parse_log};
 pub use offsite::{Restore, Soundness, inspect};
