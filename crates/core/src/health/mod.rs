@@ -2,6 +2,10 @@
 //!
 //! Every check is always there, also when it is well: an operator sees what is watched.
 
+mod offsite;
+
+pub use offsite::{Process, Shipping};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +113,8 @@ pub struct Findings<'a> {
     pub database_exists: bool,
     /// How the worker before this one ended, if not by a clean shutdown, and when.
     pub unclean_end: Option<DateTime<Utc>>,
+    /// How shipping goes.
+    pub shipping: Shipping,
     /// Why files in the state directory cannot be written, if they cannot.
     pub state_failure: Option<String>,
 }
@@ -123,6 +129,9 @@ pub fn evaluate(findings: &Findings<'_>) -> Vec<Check> {
         backup(findings),
         wal_gap(findings),
         last_run(findings),
+        offsite::remote(findings),
+        offsite::shipping(findings),
+        offsite::mirror(findings),
         repository_disk(findings),
         wal_disk(findings),
         database(findings),
@@ -286,6 +295,9 @@ fn archiving(findings: &Findings<'_>) -> Check {
     }
 }
 
+/// What to do while backups are paused.
+const RESUME: &str = "SELECT nrt_resume('backups') lets them start again.";
+
 fn backup(findings: &Findings<'_>) -> Check {
     let name = "backup";
     let state = findings.state;
@@ -305,6 +317,11 @@ fn backup(findings: &Findings<'_>) -> Check {
                 "Watch it in nrt.progress.",
             ),
             None if *state.readiness() == Readiness::Unknown => ok(name, "being looked for"),
+            None if state.is_paused() => critical(
+                name,
+                "no full backup, and backups are paused: the cluster cannot be restored",
+                RESUME,
+            ),
             None => critical(
                 name,
                 "no full backup: the cluster cannot be restored",
@@ -331,6 +348,9 @@ fn backup(findings: &Findings<'_>) -> Check {
             format!("{message}, and pgBackRest found damaged pages in it"),
             "Check the cluster with pg_amcheck and its disks; pgbackrest info --set has the files.",
         );
+    }
+    if state.is_paused() {
+        return warning(name, format!("backups are paused; {message}"), RESUME);
     }
     ok(name, message)
 }
@@ -455,7 +475,7 @@ mod tests {
     use crate::pgbackrest::archive::ArchiveRange;
     use Severity::{Critical, Warning};
 
-    const CHECKS: [&str; 12] = [
+    const CHECKS: [&str; 15] = [
         "worker",
         "pgbackrest",
         "stanza",
@@ -463,6 +483,9 @@ mod tests {
         "backup",
         "wal_gap",
         "last_run",
+        "remote",
+        "shipping",
+        "mirror",
         "repository_disk",
         "wal_disk",
         "database",
@@ -471,7 +494,7 @@ mod tests {
     ];
 
     /// What is found in a world where nothing else is wrong.
-    fn found(w: &World) -> Findings<'_> {
+    pub(super) fn found(w: &World) -> Findings<'_> {
         Findings {
             now: w.now,
             settings: &w.settings,
@@ -480,6 +503,7 @@ mod tests {
             archiving: Archiving { mode_on: true, ..Archiving::default() },
             database_exists: true,
             unclean_end: None,
+            shipping: Shipping::default(),
             state_failure: None,
         }
     }
@@ -487,7 +511,7 @@ mod tests {
     /// Checks that just these checks are not well, with some words of their messages, that each
     /// of them says what to do, and that the others ask for nothing.
     #[track_caller]
-    fn expect(findings: &Findings<'_>, expected: &[(&str, Severity, &str)]) {
+    pub(super) fn expect(findings: &Findings<'_>, expected: &[(&str, Severity, &str)]) {
         let checks = evaluate(findings);
         let names: Vec<_> = checks.iter().map(|check| &*check.name).collect();
         assert_eq!(names, CHECKS);
