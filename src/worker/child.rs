@@ -96,7 +96,7 @@ pub(crate) fn create_stanza() -> Result<Leashed, Failure> {
 /// If no process can be started, or no look has found pgBackRest yet.
 pub(crate) fn backup(kind: BackupType, trigger: Trigger) -> Result<Leashed, Failure> {
     let tool = tool()?;
-    let args = command::backup(&tool.config, &tool.stanza, kind, trigger);
+    let args = command::backup(&tool.config, &tool.stanza, &tool.exclude, kind, trigger);
     start(tool.program.into(), args, Some(layout::JOB_LOG), None, false)
 }
 

@@ -1,8 +1,7 @@
 //! Names the files of the state directory and their formats: the worker, its children and the SQL
 //! functions meet there.
 //!
-//! The directory lies in the data directory, mode 0700. The generated configuration of pgBackRest
-//! excludes it from backups; an operator's own has to do so itself.
+//! The directory lies in the data directory, mode 0700, and is in no backup that we take.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -74,6 +73,10 @@ pub struct Tool {
     pub stanza: String,
     /// Where pgBackRest keeps its locks.
     pub lock_path: String,
+    /// What backups leave out instead of what the configuration says, if that does not see to it
+    /// that this directory is in none.
+    #[serde(default)]
+    pub exclude: Vec<String>,
 }
 
 /// Why the last segment could not be archived.

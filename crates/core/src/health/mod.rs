@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::inventory::{Disk, Failure};
 use crate::job::Job;
+use crate::layout;
 use crate::machine::{Readiness, State};
 use crate::recovery::{self, Window};
 use crate::settings::Settings;
@@ -215,6 +216,23 @@ fn worker(findings: &Findings<'_>) -> Check {
 fn pgbackrest(findings: &Findings<'_>) -> Check {
     let name = "pgbackrest";
     match findings.state.inventory().map(|inventory| &inventory.pgbackrest) {
+        Some(Ok(version))
+            if findings.state.inventory().is_some_and(|inventory| inventory.state_not_excluded) =>
+        {
+            warning(
+                name,
+                format!(
+                    "version {version}; backups that are taken by hand hold the directory \
+                     \"{}\", and with it secrets of this server",
+                    layout::STATE_DIRECTORY
+                ),
+                &format!(
+                    "Add exclude={}/ to the section [global:backup] of your pgBackRest \
+                     configuration, or to where it has other exclusions.",
+                    layout::STATE_DIRECTORY
+                ),
+            )
+        }
         Some(Ok(version)) => ok(name, format!("version {version}")),
         Some(Err(failure)) => critical(name, &*failure.message, &failure.hint),
         None => match findings.state.look_failure() {
@@ -623,7 +641,7 @@ mod tests {
     fn what_a_look_finds_clears_when_it_is_mended() {
         type Change = fn(&mut World);
         type Case = (Change, Change, &'static [(&'static str, Severity, &'static str)]);
-        let cases: [Case; 5] = [
+        let cases: [Case; 6] = [
             (
                 |w| w.reality.pgbackrest = Some(failure("there is no pgbackrest")),
                 |w| w.reality.pgbackrest = None,
@@ -632,6 +650,11 @@ mod tests {
                     ("stanza", Critical, "cannot be looked at"),
                     ("backup", Critical, "not known"),
                 ],
+            ),
+            (
+                |w| w.reality.state_not_excluded = true,
+                |w| w.reality.state_not_excluded = false,
+                &[("pgbackrest", Warning, "hold the directory \"nrt_backup\"")],
             ),
             (
                 |w| w.reality.unreadable = Some(failure("permission denied")),
