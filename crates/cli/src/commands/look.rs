@@ -316,7 +316,7 @@ fn disk(path: &Path) -> Option<Disk> {
 }
 
 /// The value of an option in the operator's own configuration file.
-fn own_option(config: &str, name: &str) -> Option<String> {
+pub(crate) fn own_option(config: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(config).ok()?;
     text.lines()
         .filter_map(|line| line.split_once('='))
