@@ -29,8 +29,12 @@ SELECT nrt.worst_severity() AS health,
              ORDER BY h.severity = 'critical' DESC
              LIMIT 1),
            CASE WHEN s.activity = 'standby' THEN 'a standby: backups are taken on the primary' END,
+           CASE WHEN s.shipping = 'shipping' THEN 'protected off-site: every commit before '
+               || s.shipped_lsn || ' can be restored from ' || s.remote END,
            'protected on this machine: every commit before ' || s.archived_lsn
-               || ' can be restored; no remote is configured',
+               || ' can be restored; '
+               || CASE s.shipping WHEN 'off' THEN 'no remote is configured'
+                                  ELSE 'how far the remote reaches is being looked at' END,
            'protected on this machine; no remote is configured') AS summary,
        s.activity,
        s.job, s.job_type, s.job_trigger, s.job_started_at,
@@ -41,6 +45,12 @@ SELECT nrt.worst_severity() AS health,
        s.flushed_lsn::pg_lsn AS flushed_lsn,
        s.archived_lsn::pg_lsn AS archived_lsn,
        greatest(s.flushed_lsn::pg_lsn - s.archived_lsn::pg_lsn, 0)::bigint AS unarchived_bytes,
+       s.paused,
+       s.remote, s.shipping,
+       s.shipped_lsn::pg_lsn AS shipped_lsn,
+       s.ship_lag_bytes,
+       make_interval(secs => s.ship_lag) AS ship_lag,
+       s.offsite_backups,
        s.worker_pid
 FROM nrt.status_rows() s
 LEFT JOIN (SELECT type, next_run FROM nrt.schedule
@@ -63,6 +73,13 @@ COMMENT ON COLUMN nrt.status.next_run_type IS 'The type of that run.';
 COMMENT ON COLUMN nrt.status.flushed_lsn IS 'Up to where WAL is on this server''s disk.';
 COMMENT ON COLUMN nrt.status.archived_lsn IS 'Up to where WAL is in the repository.';
 COMMENT ON COLUMN nrt.status.unarchived_bytes IS 'Bytes of WAL position between the two: what is lost if the data directory is.';
+COMMENT ON COLUMN nrt.status.paused IS 'What nrt_pause() has paused: all, backups, shipping or nothing.';
+COMMENT ON COLUMN nrt.status.remote IS 'Where the off-site copy is.';
+COMMENT ON COLUMN nrt.status.shipping IS 'What shipping does: off without a remote, starting, shipping, fenced, failing, paused, stopped.';
+COMMENT ON COLUMN nrt.status.shipped_lsn IS 'Up to where the cluster can be restored from the remote, which has confirmed it.';
+COMMENT ON COLUMN nrt.status.ship_lag_bytes IS 'Bytes of WAL position that are not there yet: what is lost if this machine is.';
+COMMENT ON COLUMN nrt.status.ship_lag IS 'The age of the oldest of these bytes; 0 if there are none.';
+COMMENT ON COLUMN nrt.status.offsite_backups IS 'Backups that can be restored from the remote.';
 COMMENT ON COLUMN nrt.status.worker_pid IS 'The worker''s process; pg_cancel_backend on it cancels the running backup.';
 
 CREATE VIEW nrt.backup_history AS
@@ -163,6 +180,8 @@ COMMENT ON SCHEMA nrt IS 'What nrt_backup shows: start with nrt.status.';
 COMMENT ON FUNCTION nrt_backup_now(text) IS 'Takes a backup (full, diff or incr), waits for it, and returns its label. Cancelling the statement leaves the backup running.';
 COMMENT ON FUNCTION nrt_backup_start(text) IS 'Starts a backup (full, diff or incr) and returns its number in nrt.backup_history at once.';
 COMMENT ON FUNCTION nrt_backup_cancel() IS 'Cancels the running backup, or those that wait if none is running; returns whether there was one.';
+COMMENT ON FUNCTION nrt_pause(text) IS 'Lets no backup start (backups), or nothing go off-site (shipping), or both (all), until nrt_resume(); returns what is paused now.';
+COMMENT ON FUNCTION nrt_resume(text) IS 'Ends what nrt_pause() began, for backups, shipping or all; returns what is still paused.';
 COMMENT ON FUNCTION nrt_check() IS 'Looks at pgBackRest, the repository, the disks and the configuration now, and returns every health check.';
 COMMENT ON FUNCTION nrt.health_rows() IS 'The rows of nrt.health.';
 COMMENT ON FUNCTION nrt.worst_severity() IS 'The worst severity in nrt.health.';
@@ -185,9 +204,9 @@ $$;
 GRANT pg_monitor TO nrt_backup_operator;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA nrt FROM PUBLIC;
-REVOKE ALL ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check() FROM PUBLIC;
+REVOKE ALL ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text) FROM PUBLIC;
 REVOKE ALL ON SCHEMA nrt FROM PUBLIC;
 GRANT USAGE ON SCHEMA nrt TO pg_monitor;
 GRANT SELECT ON ALL TABLES IN SCHEMA nrt TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA nrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check() TO nrt_backup_operator;
+GRANT EXECUTE ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text) TO nrt_backup_operator;

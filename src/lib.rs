@@ -34,6 +34,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::register();
     archiving::set_defaults();
     shared::init();
+    postgres::hint::install();
     worker::register();
 }
 

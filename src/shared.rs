@@ -12,6 +12,7 @@ use nrt_core::kind::{BackupType, Trigger};
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use crate::postgres;
 
@@ -39,6 +40,12 @@ pub(crate) struct Shared {
     /// Counts calls that asked for a fresh look, and those that have been served.
     checks_asked: u64,
     checks_served: u64,
+    /// Counts calls that asked for a pause or its end, and those that have been served.
+    pauses_asked: u64,
+    pauses_served: u64,
+    /// What they want, unless the worker has taken it: the last word counts.
+    pause_backups: Option<bool>,
+    pause_shipping: Option<bool>,
     ended: Ended,
 }
 
@@ -67,6 +74,10 @@ pub(crate) struct Present {
     pub(crate) next_runs: [Option<DateTime<Utc>>; 3],
     /// The time zone of the schedules: a session that asks may have another one for itself.
     pub(crate) zone: Option<Tz>,
+    /// What is paused.
+    pub(crate) paused: Paused,
+    /// How shipping goes.
+    pub(crate) shipping: Shipping,
     /// The checks could not be written where the SQL functions read them.
     pub(crate) health_is_old: bool,
 }
@@ -98,6 +109,44 @@ impl Activity {
             Activity::Blocked => "blocked",
         }
     }
+}
+
+/// What is paused.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Paused {
+    /// No backup starts.
+    pub(crate) backups: bool,
+    /// Nothing is shipped.
+    pub(crate) shipping: bool,
+}
+
+impl Paused {
+    /// The word for it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match (self.backups, self.shipping) {
+            (true, true) => "all",
+            (true, false) => "backups",
+            (false, true) => "shipping",
+            (false, false) => "nothing",
+        }
+    }
+}
+
+/// How shipping goes. What it has told is in its file.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Shipping {
+    /// No remote is configured.
+    #[default]
+    Off,
+    /// Somebody has paused it.
+    Paused,
+    /// It should run and does not.
+    Stopped,
+    /// It runs.
+    Running {
+        /// When the file was written that the process before it has left.
+        stale: Option<SystemTime>,
+    },
 }
 
 /// The running job.
@@ -249,6 +298,25 @@ pub(crate) mod ask {
         SHARED.share().checks_served >= number
     }
 
+    /// Asks for a pause of backups or shipping, or its end; the number tells when it has been
+    /// served.
+    pub(crate) fn pause(backups: Option<bool>, shipping: Option<bool>) -> u64 {
+        let number = {
+            let mut shared = SHARED.exclusive();
+            shared.pause_backups = backups.or(shared.pause_backups);
+            shared.pause_shipping = shipping.or(shared.pause_shipping);
+            shared.pauses_asked += 1;
+            shared.pauses_asked
+        };
+        wake_worker();
+        number
+    }
+
+    /// Whether the call for a pause with this number has been served.
+    pub(crate) fn pause_is_served(number: u64) -> bool {
+        SHARED.share().pauses_served >= number
+    }
+
     /// Whether a job has ended.
     pub(crate) fn has_ended(job: u64) -> bool {
         SHARED.share().ended.jobs.contains(&job)
@@ -270,6 +338,18 @@ pub(crate) mod serve {
         pub(crate) cancel: bool,
         /// The number of the newest call for a fresh look that has not been served.
         pub(crate) check: Option<u64>,
+        /// What is to be paused, or not any more.
+        pub(crate) pause: Option<Pause>,
+    }
+
+    /// A call for pauses or their end.
+    pub(crate) struct Pause {
+        /// The newest call's number.
+        pub(crate) number: u64,
+        /// What is wanted of backups, if anything is.
+        pub(crate) backups: Option<bool>,
+        /// What is wanted of shipping.
+        pub(crate) shipping: Option<bool>,
     }
 
     /// Takes the worker's place.
@@ -293,6 +373,13 @@ pub(crate) mod serve {
         if shared.checks_asked > shared.checks_served {
             questions.check = Some(shared.checks_asked);
         }
+        if shared.pauses_asked > shared.pauses_served {
+            questions.pause = Some(Pause {
+                number: shared.pauses_asked,
+                backups: shared.pause_backups.take(),
+                shipping: shared.pause_shipping.take(),
+            });
+        }
         for (place, ticket) in shared.tickets.iter_mut().enumerate() {
             if let Ticket::Asked { kind, caller } = *ticket {
                 questions.backups.push((place, kind));
@@ -314,6 +401,12 @@ pub(crate) mod serve {
     pub(crate) fn check_served(number: u64) {
         let mut shared = SHARED.exclusive();
         shared.checks_served = shared.checks_served.max(number);
+    }
+
+    /// Tells that all calls for pauses up to this number have been served.
+    pub(crate) fn pause_served(number: u64) {
+        let mut shared = SHARED.exclusive();
+        shared.pauses_served = shared.pauses_served.max(number);
     }
 
     /// Tells whoever waits that a job has ended.

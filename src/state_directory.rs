@@ -8,11 +8,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use nrt_core::encoded;
 use nrt_core::health::Check;
-use nrt_core::inventory::Inventory;
+use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::job::Job;
 use nrt_core::layout::{self, Kept, PushFailure, Tool};
+use nrt_core::offsite;
 use nrt_process::files::write_atomically;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -108,6 +111,52 @@ pub(crate) fn failed_push() -> Option<PushFailure> {
 /// How pgBackRest is called.
 pub(crate) fn tool() -> Option<Tool> {
     read(layout::TOOL)
+}
+
+/// When shipping has told something, if it ever has.
+pub(crate) fn ship_written() -> Option<SystemTime> {
+    fs::metadata(file(layout::SHIP)).ok()?.modified().ok()
+}
+
+/// What shipping has told, and when.
+pub(crate) fn ship() -> Option<(SystemTime, offsite::Status)> {
+    let mut file = File::open(file(layout::SHIP)).ok()?;
+    // Of this very file: it may be replaced meanwhile.
+    let written = file.metadata().ok()?.modified().ok()?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).ok()?;
+    Some((written, serde_json::from_slice(&text).ok()?))
+}
+
+/// The file with rclone's configuration that the environment gives, if it gives one.
+///
+/// rclone may renew tokens in its file: it is written again only when another configuration is
+/// given.
+///
+/// # Errors
+///
+/// Why it cannot be used; the value is never repeated.
+pub(crate) fn given_remote() -> Result<Option<String>, Failure> {
+    let (used, given) = (file(layout::RCLONE_CONFIG), file(layout::RCLONE_GIVEN));
+    let value = std::env::var_os(encoded::VARIABLE).unwrap_or_default();
+    let value = value.to_string_lossy();
+    if value.trim().is_empty() {
+        // A secret that is not given any more must not stay behind.
+        let _ = fs::remove_file(&used);
+        let _ = fs::remove_file(&given);
+        return Ok(None);
+    }
+    let text = encoded::decode(&value)?;
+    let path = used.to_string_lossy().into_owned();
+    if used.exists() && fs::read(&given).is_ok_and(|old| old == text.as_bytes()) {
+        return Ok(Some(path));
+    }
+    let written = write_atomically(&used, text.as_bytes())
+        .and_then(|()| write_atomically(&given, text.as_bytes()));
+    written.map(|()| Some(path)).map_err(|error| Failure {
+        message: format!("could not write rclone's configuration: {error}"),
+        hint: "Make room on the data directory's disk, and reload the configuration.".to_string(),
+    })
 }
 
 /// What the locks of pgBackRest hold that a running backup has: how far it is.

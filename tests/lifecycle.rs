@@ -6,6 +6,7 @@ mod protected;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use nrt_tests::{Cluster, Process, Shutdown, wait_until};
@@ -23,7 +24,17 @@ fn mode(path: &Path) -> u32 {
 
 /// What pgBackRest by hand writes to its standard output.
 fn by_hand(cluster: &Cluster, arguments: &[&str]) -> String {
-    let output = cluster.pgbackrest(arguments);
+    written(&cluster.pgbackrest(arguments), arguments)
+}
+
+/// The same with a configuration of the operator's.
+fn by_hand_with(cluster: &Cluster, config: &Path, arguments: &[&str]) -> String {
+    let mut pgbackrest = cluster.installation().command("pgbackrest");
+    pgbackrest.arg(format!("--config={}", config.display())).args(arguments);
+    written(&pgbackrest.output().expect("pgbackrest is installed"), arguments)
+}
+
+fn written(output: &Output, arguments: &[&str]) -> String {
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{arguments:?}: {}\n{out}{err}", output.status);
@@ -107,6 +118,33 @@ fn an_operators_own_pgbackrest_configuration_is_used() {
     assert_eq!(fs::read_dir(cluster.repository()).expect("is there").count(), 0);
     assert!(!cluster.state_directory().join("pgbackrest.conf").exists());
     verify_with(&cluster, &config);
+    // The file lets the state directory into backups, ours leave it out all the same.
+    let label = cluster.value("select label from nrt.backups");
+    let path = format!("backup/main/{label}/backup.manifest");
+    let manifest = by_hand_with(&cluster, &config, &["--stanza=main", "repo-get", &path]);
+    assert!(manifest.contains("pg_data/PG_VERSION="));
+    assert!(!manifest.contains("nrt_backup/"));
+    let message = wait_for_health(&cluster, "pgbackrest", "warning");
+    assert!(message.contains("taken by hand hold the directory"), "{message}");
+    assert_eq!(
+        cluster.sql(
+            "select check_name, hint ~ 'exclude=nrt_backup/' from nrt.health where severity <> 'ok'"
+        ),
+        [["pgbackrest", "t"]]
+    );
+    // What it leaves out of its own accord goes on counting.
+    let global = "\n[global:backup]\nexclude=extra/";
+    own_configuration(&cluster, &repository, global);
+    let extra = cluster.data().join("extra");
+    cluster.installation().private_directory(&extra).expect("the directory is ours");
+    fs::write(extra.join("file"), "").expect("written");
+    cluster.sql("select nrt_check()");
+    let label = cluster.value("select nrt_backup_now('full')");
+    let path = format!("backup/main/{label}/backup.manifest");
+    let manifest = by_hand_with(&cluster, &config, &["--stanza=main", "repo-get", &path]);
+    assert!(!manifest.contains("nrt_backup/") && !manifest.contains("extra/"));
+    own_configuration(&cluster, &repository, &format!("{global}\nexclude=nrt_backup/"));
+    cluster.sql("select nrt_check()");
     assert_eq!(
         cluster.sql("select check_name, message from nrt.health where severity <> 'ok'"),
         [[""; 2]; 0]
@@ -302,9 +340,14 @@ fn a_standby_shows_and_refuses_and_takes_over_when_promoted() {
     standby.allow("aborting backup due to backend exiting");
     standby.wait_for("select count(*) from t", "1000", SOON);
 
-    for call in
-        ["nrt_backup_now()", "nrt_backup_start('full')", "nrt_backup_cancel()", "nrt_check()"]
-    {
+    for call in [
+        "nrt_backup_now()",
+        "nrt_backup_start('full')",
+        "nrt_backup_cancel()",
+        "nrt_check()",
+        "nrt_pause()",
+        "nrt_resume('shipping')",
+    ] {
         let refused = standby.try_sql(&format!("select {call}")).expect_err("is a standby");
         assert_eq!(refused.sqlstate, "55000", "{refused}");
         assert!(refused.message.contains("in recovery"), "{refused}");
@@ -366,9 +409,14 @@ fn without_preload_functions_say_what_to_do() {
     let history_before = history(&cluster, "job, label");
     cluster.stop(Shutdown::Fast);
     let cluster = cluster.preload(false).started();
-    for call in
-        ["nrt_backup_now()", "nrt_backup_start('full')", "nrt_backup_cancel()", "nrt_check()"]
-    {
+    for call in [
+        "nrt_backup_now()",
+        "nrt_backup_start('full')",
+        "nrt_backup_cancel()",
+        "nrt_check()",
+        "nrt_pause()",
+        "nrt_resume('shipping')",
+    ] {
         let refused = cluster.try_sql(&format!("select {call}")).expect_err("is not loaded");
         assert_eq!(refused.sqlstate, "55000", "{refused}");
         assert!(refused.hint.contains("shared_preload_libraries"), "{refused}");

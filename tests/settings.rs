@@ -105,6 +105,17 @@ const REFUSED: &[(&str, &[(&str, &str)])] = &[
     ),
     ("max_backup_age", &[("-1", "outside the valid range"), ("soon", "")]),
     ("min_disk_free", &[("91", "outside the valid range"), ("-1", "outside the valid range")]),
+    ("rclone_config", &[("rclone.conf", "absolute"), ("/a\nb", "control character")]),
+    ("remote_name", &[("there:", "without the colon"), ("-x", "without the colon")]),
+    ("remote_path", &[("a/../b", "\"..\""), ("a//b", "\"//\""), (" a", "blanks")]),
+    ("name", &[("a/b", ""), ("..", "")]),
+    ("ship_interval", &[("49", "outside the valid range"), ("2h", "outside the valid range")]),
+    ("bandwidth_limit", &[("fast", ""), ("25:00,1M", "")]),
+    ("transfers", &[("0", "outside the valid range"), ("65", "outside the valid range")]),
+    ("rclone", &[("", "absolute path"), ("bin/rclone", "absolute path")]),
+    ("comparison_schedule", &[("0 5 * *", "4 fields"), ("weekly", "schedule is \"weekly\"")]),
+    ("portable_tar", &[("perhaps", "Boolean")]),
+    ("max_ship_lag", &[("-1", "outside the valid range"), ("late", "")]),
 ];
 
 /// A literal of SQL, also with control characters.
@@ -337,7 +348,8 @@ fn paths_and_programs_are_for_those_who_may_read_all_settings() {
          grant usage on schema nrt to reader; grant select on all tables in schema nrt to reader;
          grant execute on all functions in schema nrt to reader",
     );
-    let hidden = ["repository", "lock_path", "pgbackrest", "pgbackrest_config"];
+    let hidden =
+        ["repository", "lock_path", "pgbackrest", "pgbackrest_config", "rclone_config", "rclone"];
     let marked = options::ALL.into_iter().filter(|it| it.superuser_only).count();
     assert_eq!(marked, hidden.len());
     let values = "select name, value from nrt.settings where value is not null";

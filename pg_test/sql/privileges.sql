@@ -43,6 +43,8 @@ SELECT nrt_backup_now();
 SELECT nrt_backup_start('full');
 SELECT nrt_backup_cancel();
 SELECT * FROM nrt_check();
+SELECT nrt_pause();
+SELECT nrt_resume();
 SELECT * FROM nrt.status;
 SELECT * FROM nrt.settings;
 RESET ROLE;
@@ -62,6 +64,8 @@ SELECT count(*) > 5 AS checks FROM nrt_check();
 -- May be called, and refuses for another reason.
 SELECT nrt_backup_now('nonsense');
 SELECT nrt_backup_cancel() IS NOT NULL AS called;
+SELECT nrt_pause('shipping') AS paused;
+SELECT nrt_resume() AS paused;
 -- May look, not configure.
 ALTER SYSTEM SET nrt_backup.stanza = 'other';
 SET nrt_backup.stanza = 'other';
@@ -71,6 +75,17 @@ RESET ROLE;
 DROP EXTENSION nrt_backup;
 CREATE EXTENSION nrt_backup;
 SELECT pg_has_role('regress_operator', 'nrt_backup_operator', 'MEMBER') AS still_operator;
+
+-- A refusal of anything else has no such hint, and a name is quoted where it must be.
+CREATE ROLE "Plain ""Role";
+CREATE FUNCTION foreign_check() RETURNS int LANGUAGE sql AS 'SELECT 1';
+REVOKE ALL ON FUNCTION foreign_check() FROM PUBLIC;
+SET ROLE "Plain ""Role";
+SELECT foreign_check();
+SELECT nrt_pause();
+RESET ROLE;
+DROP FUNCTION foreign_check();
+DROP ROLE "Plain ""Role";
 
 DROP ROLE regress_plain, regress_monitor, regress_operator;
 DROP EXTENSION nrt_backup;

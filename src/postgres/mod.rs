@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod hint;
 pub(crate) mod latch;
 pub(crate) mod wal;
 

@@ -83,6 +83,52 @@ fn nrt_backup_cancel() -> Result<bool, ErrorReport> {
     Ok(active)
 }
 
+/// Lets no backup start, or nothing be shipped, or both, until it is resumed; also across restarts
+/// of the server. Returns what is paused now.
+#[pg_extern(sql = r#"
+CREATE FUNCTION nrt_pause(what text DEFAULT 'all') RETURNS text
+LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn nrt_pause(what: Option<&str>) -> Result<String, ErrorReport> {
+    pause(what, true)
+}
+
+/// Lets backups start, or shipping go on, or both. Returns what is still paused.
+#[pg_extern(sql = r#"
+CREATE FUNCTION nrt_resume(what text DEFAULT 'all') RETURNS text
+LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn nrt_resume(what: Option<&str>) -> Result<String, ErrorReport> {
+    pause(what, false)
+}
+
+fn pause(what: Option<&str>, pause: bool) -> Result<String, ErrorReport> {
+    let (backups, shipping) = match what {
+        Some("all") => (Some(pause), Some(pause)),
+        Some("backups") => (Some(pause), None),
+        Some("shipping") => (None, Some(pause)),
+        _ => {
+            let message = match what {
+                Some(name) => format!("\"{}\" is nothing that can be paused", shortened(name)),
+                None => "what to pause must not be null".to_string(),
+            };
+            let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+            return Err(refuse(code, message, "Use all, backups or shipping."));
+        }
+    };
+    worker_must_be_reachable()?;
+    let number = ask::pause(backups, shipping);
+    wait(|| ask::pause_is_served(number))?;
+    Ok(shared::look().1.paused.as_str().to_string())
+}
+
+/// A value that is refused, as far as it is repeated.
+fn shortened(value: &str) -> String {
+    let rest = if value.chars().nth(LONGEST_SHOWN).is_some() { "…" } else { "" };
+    let shown: String = value.chars().take(LONGEST_SHOWN).collect();
+    format!("{shown}{rest}")
+}
+
 /// Looks at pgBackRest, the repository, the disks and the configuration now, and returns all
 /// health checks.
 #[pg_extern(parallel_unsafe)]
@@ -110,17 +156,20 @@ fn request(kind: Option<&str>) -> Result<u64, ErrorReport> {
     let known = kind.map(str::parse::<BackupType>);
     let Some(Ok(kind)) = known else {
         let message = match kind {
-            Some(name) => {
-                let rest = if name.chars().nth(LONGEST_SHOWN).is_some() { "…" } else { "" };
-                let shown: String = name.chars().take(LONGEST_SHOWN).collect();
-                format!("\"{shown}{rest}\" is not a type of backup")
-            }
+            Some(name) => format!("\"{}\" is not a type of backup", shortened(name)),
             None => "the type of a backup must not be null".to_string(),
         };
         let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
         return Err(refuse(code, message, "Use full, diff or incr."));
     };
     worker_must_be_reachable()?;
+    if shared::look().1.paused.backups {
+        return Err(refuse(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "backups are paused",
+            "SELECT nrt_resume('backups') lets them start again.",
+        ));
+    }
     let caller = std::process::id().cast_signed();
     let _withdrawal = Withdrawal(caller);
     let mut ticket = None;

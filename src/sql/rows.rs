@@ -6,6 +6,7 @@ use nrt_core::health::{self, Severity};
 use nrt_core::inventory::Inventory;
 use nrt_core::kind::BackupType;
 use nrt_core::lsn::{Lsn, Segment};
+use nrt_core::offsite::Phase;
 use nrt_core::options;
 use nrt_core::pgbackrest::progress::{self, Progress};
 use nrt_core::recovery;
@@ -13,6 +14,7 @@ use nrt_core::settings::Settings;
 use pgrx::prelude::*;
 
 use crate::postgres::{self, wal};
+use crate::shared::Shipping;
 use crate::{settings, shared, state_directory};
 
 /// How much of a job's log is read to tell how far it is, where pgBackRest does not say.
@@ -86,6 +88,59 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// What is known of the remote.
+#[derive(Default)]
+struct Remote {
+    place: Option<String>,
+    /// What shipping does, in one word.
+    word: &'static str,
+    shipped: Option<Lsn>,
+    /// Bytes and seconds that are missing there.
+    lag_bytes: Option<i64>,
+    lag: Option<f64>,
+    backups: Option<i32>,
+}
+
+/// What is known of the remote: what shipping has told last, or that it tells nothing.
+fn remote(worker: i32, shipping: Shipping, flushed: Option<Lsn>) -> Remote {
+    let word = match shipping {
+        Shipping::Off => "off",
+        Shipping::Paused => "paused",
+        Shipping::Stopped => "stopped",
+        Shipping::Running { .. } if worker == 0 => "stopped",
+        Shipping::Running { .. } => Phase::Starting.as_str(),
+    };
+    let told = match shipping {
+        Shipping::Off => None,
+        Shipping::Paused | Shipping::Stopped => state_directory::ship(),
+        // What the process before it has left may be about another remote.
+        Shipping::Running { stale } => {
+            state_directory::ship().filter(|(written, _)| Some(*written) != stale)
+        }
+    };
+    // A standby has the file of the server that it was copied from.
+    let Some((_, told)) = told.filter(|_| flushed.is_some()) else {
+        return Remote { word, ..Remote::default() };
+    };
+    let shipped = told.shipped.map(|position| position.flushed);
+    let missing =
+        flushed.zip(shipped).map(|(flushed, shipped)| flushed.0.saturating_sub(shipped.0));
+    let runs = matches!(shipping, Shipping::Running { .. }) && worker != 0;
+    let lag = match told.behind_since {
+        Some(since) => Some((Utc::now() - since).as_seconds_f64().max(0.0)),
+        // Nobody has looked since it stopped.
+        None => (runs || missing == Some(0)).then_some(0.0),
+    };
+    Remote {
+        place: Some(told.remote),
+        word: if runs { told.phase.as_str() } else { word },
+        shipped,
+        lag_bytes: missing.map(signed),
+        lag,
+        backups: i32::try_from(told.backups.len()).ok(),
+    }
+}
+
 #[pg_schema]
 mod nrt {
     use super::*;
@@ -121,6 +176,13 @@ mod nrt {
             name!(wal_growth, Option<i64>),
             name!(flushed_lsn, Option<String>),
             name!(archived_lsn, Option<String>),
+            name!(paused, Option<String>),
+            name!(remote, Option<String>),
+            name!(shipping, String),
+            name!(shipped_lsn, Option<String>),
+            name!(ship_lag_bytes, Option<i64>),
+            name!(ship_lag, Option<f64>),
+            name!(offsite_backups, Option<i32>),
         ),
     > {
         let (worker, present) =
@@ -141,6 +203,7 @@ mod nrt {
         let flushed = wal::flushed();
         let archived = archived(inventory.as_ref());
         let job = present.job.filter(|_| worker.pid != 0);
+        let remote = remote(worker.pid, present.shipping, flushed.map(|(_, lsn)| lsn));
         TableIterator::once((
             activity.to_string(),
             (worker.pid != 0).then_some(worker.pid),
@@ -155,6 +218,13 @@ mod nrt {
             present.growth.filter(|_| worker.pid != 0).map(signed),
             flushed.map(|(_, lsn)| lsn.to_string()),
             archived.map(|lsn| lsn.to_string()),
+            (worker.pid != 0).then(|| present.paused.as_str().to_string()),
+            remote.place,
+            remote.word.to_string(),
+            remote.shipped.map(|lsn| lsn.to_string()),
+            remote.lag_bytes,
+            remote.lag,
+            remote.backups,
         ))
     }
 

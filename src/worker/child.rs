@@ -11,6 +11,7 @@ use nrt_core::kind::{BackupType, Trigger};
 use nrt_core::layout::{self, Tool};
 use nrt_core::look::{Plan, Server};
 use nrt_core::machine::Exit;
+use nrt_core::offsite;
 use nrt_core::pgbackrest::command;
 use nrt_core::settings::Settings;
 use nrt_process::{Leashed, Spec, allowed};
@@ -61,7 +62,20 @@ pub(crate) fn look(
             hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),
         })?;
     let args = vec!["look".to_string(), plan];
-    start(nrt_backup(), args, None, Some(LOOK_LIMIT))
+    start(nrt_backup(), args, None, Some(LOOK_LIMIT), false)
+}
+
+/// Starts shipping.
+///
+/// # Errors
+///
+/// If no process can be started.
+pub(crate) fn ship(plan: &offsite::Plan) -> Result<Leashed, Failure> {
+    let plan = serde_json::to_string(plan).map_err(|error| Failure {
+        message: format!("could not describe what to ship: {error}"),
+        hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),
+    })?;
+    start(nrt_backup(), vec!["ship".to_string(), plan], Some(layout::SHIP_LOG), None, true)
 }
 
 /// Starts the creation of the stanza.
@@ -72,7 +86,7 @@ pub(crate) fn look(
 pub(crate) fn create_stanza() -> Result<Leashed, Failure> {
     let tool = tool()?;
     let args = command::stanza_create(&tool.config, &tool.stanza);
-    start(tool.program.into(), args, Some(layout::JOB_LOG), None)
+    start(tool.program.into(), args, Some(layout::JOB_LOG), None, false)
 }
 
 /// Starts a backup.
@@ -82,8 +96,8 @@ pub(crate) fn create_stanza() -> Result<Leashed, Failure> {
 /// If no process can be started, or no look has found pgBackRest yet.
 pub(crate) fn backup(kind: BackupType, trigger: Trigger) -> Result<Leashed, Failure> {
     let tool = tool()?;
-    let args = command::backup(&tool.config, &tool.stanza, kind, trigger);
-    start(tool.program.into(), args, Some(layout::JOB_LOG), None)
+    let args = command::backup(&tool.config, &tool.stanza, &tool.exclude, kind, trigger);
+    start(tool.program.into(), args, Some(layout::JOB_LOG), None, false)
 }
 
 fn tool() -> Result<Tool, Failure> {
@@ -98,10 +112,11 @@ fn start(
     args: Vec<String>,
     log: Option<&str>,
     time_limit: Option<Duration>,
+    input: bool,
 ) -> Result<Leashed, Failure> {
     let log = log.map(|name| state_directory::file(layout::LOG).join(name));
     if let Some(log) = &log {
-        // The log of the job before. If it stays, the new one is appended.
+        // The log of the one before. If it stays, the new one is appended.
         let _ = fs::remove_file(log);
     }
     let spec = Spec {
@@ -112,6 +127,7 @@ fn start(
         directory: state_directory::path(),
         patience: PATIENCE,
         time_limit,
+        input,
     };
     Leashed::start(&nrt_backup(), &spec).map_err(|error| Failure {
         message: error.to_string(),

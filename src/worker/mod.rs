@@ -5,10 +5,11 @@
 //! hold a transaction, a lock or a snapshot while it sleeps.
 
 mod child;
+mod ship;
 mod watch;
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use nrt_core::growth::Meter;
@@ -24,7 +25,7 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags
 use pgrx::prelude::*;
 
 use crate::postgres::{self, wal};
-use crate::shared::{Activity, Present, RunningJob, serve};
+use crate::shared::{Activity, Paused, Present, RunningJob, serve};
 use crate::state_directory::{self, Journal};
 use crate::{report, settings};
 
@@ -87,6 +88,9 @@ struct Worker {
     /// The next look must not trust what was found before: a file that settings name may have
     /// been edited.
     reloaded: bool,
+    ship: ship::Ship,
+    /// The call for a pause that has been carried out but not yet shown.
+    pause_running: Option<u64>,
     watch: watch::Watch,
 }
 
@@ -114,6 +118,8 @@ impl Worker {
         let journal = watch.writing(layout::HISTORY, Journal::open()).unwrap_or_default();
         let state = State::new(postgres::system_identifier(), kept.memory.clone(), Utc::now());
         let mut worker = Worker {
+            ship: ship::Ship::new(kept.shipping_paused),
+            pause_running: None,
             server: child::server(&catalog.superuser),
             database_exists: catalog.database_exists,
             settings,
@@ -130,6 +136,7 @@ impl Worker {
             watch,
         };
         log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
+        worker.ship.configure(&worker.server, &worker.settings);
         worker.events.push_back(Event::Started { unfinished, labels });
         worker
     }
@@ -140,13 +147,30 @@ impl Worker {
             self.collect();
             self.events.push_back(Event::Tick);
             self.settle();
+            self.ship.settle();
             self.evaluate();
             self.publish();
+            if let Some(number) = self.pause_running.take() {
+                serve::pause_served(number);
+            }
             if !postgres::shutdown_requested() {
-                postgres::latch::wait(self.sleep());
+                self.rest();
             }
         }
         self.end();
+    }
+
+    /// Sleeps until something has to be done. Shipping is told meanwhile how far the WAL is:
+    /// nothing else is looked at for that.
+    fn rest(&mut self) {
+        let until = Instant::now() + self.sleep();
+        loop {
+            let woken_at = self.ship.attend_at().map_or(until, |at| at.min(until));
+            let woken = postgres::latch::wait(woken_at.saturating_duration_since(Instant::now()));
+            if self.ship.attend() || woken || until <= Instant::now() {
+                return;
+            }
+        }
     }
 
     /// Gathers what has happened since the last time.
@@ -155,14 +179,25 @@ impl Worker {
             postgres::reload_configuration();
             self.settings = settings::current();
             self.reloaded = true;
+            self.ship.configure(&self.server, &self.settings);
             self.events.push_back(Event::Reloaded);
         }
         let questions = serve::questions();
         if questions.check.is_some_and(|number| Some(number) > self.check_running) {
             if questions.check != self.check_waiting {
                 self.events.push_back(Event::CheckAsked);
+                self.ship.start_afresh();
             }
             self.check_waiting = questions.check;
+        }
+        if let Some(pause) = questions.pause {
+            self.pause_running = Some(pause.number);
+            self.events.extend(pause.backups.map(Event::PauseAsked));
+            if let Some(shipping) = pause.shipping {
+                self.ship.pause(shipping);
+                self.kept.shipping_paused = shipping;
+                self.keep();
+            }
         }
         for (ticket, kind) in questions.backups {
             self.events.push_back(Event::Requested { ticket, kind });
@@ -327,6 +362,7 @@ impl Worker {
                 &self.settings,
                 postgres::system_identifier(),
                 self.database_exists,
+                self.ship.findings(),
             );
         }
     }
@@ -355,6 +391,8 @@ impl Worker {
             growth,
             next_runs: BackupType::ALL.map(|kind| runs.get(&kind).copied()),
             zone: Some(self.settings.zone),
+            paused: Paused { backups: state.is_paused(), shipping: self.kept.shipping_paused },
+            shipping: self.ship.present(),
             health_is_old: self.watch.is_unwritten(layout::HEALTH),
         });
     }
@@ -369,14 +407,20 @@ impl Worker {
         let until = state.wake_at(&self.settings) - Utc::now();
         // A millisecond more, so that the moment has come when the worker wakes.
         let until = until.to_std().unwrap_or_default() + Duration::from_millis(1);
-        until.min(longest)
+        let until = until.min(longest);
+        // A millisecond more here, too.
+        let ship = self.ship.quiet_for(&self.settings).map(|it| it + Duration::from_millis(1));
+        ship.map_or(until, |it| it.min(until))
     }
 
     /// Ends the children and leaves.
     fn end(mut self) {
         self.take(Event::ShutdownAsked);
-        let deadline = std::time::Instant::now() + FAREWELL;
-        while (self.job.is_some() || self.look.is_some()) && std::time::Instant::now() < deadline {
+        self.ship.end();
+        let deadline = Instant::now() + FAREWELL;
+        while (self.job.is_some() || self.look.is_some() || !self.ship.is_gone())
+            && Instant::now() < deadline
+        {
             child::ended(&mut self.look);
             if let Some(exit) = child::ended(&mut self.job) {
                 self.take(Event::JobExited(exit));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use chrono::{DateTime, Utc};
-use nrt_core::health::{self, Check, Findings};
+use nrt_core::health::{self, Check, Findings, Shipping};
 use nrt_core::layout;
 use nrt_core::machine::State;
 use nrt_core::settings::Settings;
@@ -49,6 +49,7 @@ impl Watch {
         settings: &Settings,
         system_id: u64,
         database_exists: bool,
+        shipping: Shipping,
     ) {
         let checks = health::evaluate(&Findings {
             now: Utc::now(),
@@ -58,6 +59,7 @@ impl Watch {
             archiving: archiving::now(),
             database_exists,
             unclean_end: self.unclean_end,
+            shipping,
             state_failure: self.unwritten.values().next().cloned(),
         });
         for check in &checks {

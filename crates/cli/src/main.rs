@@ -1,6 +1,7 @@
 //! The command `nrt-backup`: what nrt_backup does outside of PostgreSQL.
 
 mod commands;
+mod ship;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,8 @@ enum Command {
     Leash(commands::leash::Arguments),
     #[command(hide = true)]
     Look(commands::look::Arguments),
+    #[command(hide = true)]
+    Ship(commands::ship::Arguments),
     // pgBackRest insists that its name stands in archive_command.
     #[command(hide = true, name = "pgbackrest-archive-push")]
     ArchivePush(commands::archive_push::Arguments),
@@ -28,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Leash(arguments) => commands::leash::run(arguments),
+        Command::Ship(arguments) => commands::ship::run(&arguments),
         Command::Look(arguments) => commands::look::run(&arguments),
         Command::ArchivePush(arguments) => commands::archive_push::run(&arguments),
     }

@@ -84,6 +84,7 @@ fn shell(script: &str) -> Spec {
         directory: "/".into(),
         patience: 2 * LONG,
         time_limit: None,
+        input: false,
     }
 }
 
@@ -182,6 +183,65 @@ fn a_program_that_cannot_be_run_is_reported() {
     }
     let error = Leashed::start(Path::new("/no/nrt-backup"), &shell(":")).expect_err("not there");
     assert!(error.to_string().starts_with("could not run \"/no/nrt-backup\": "), "{error}");
+}
+
+/// A shell that does not heed SIGTERM and runs `script` with what the test tells it as its input.
+/// It stands when this returns.
+fn listening(script: &str, directory: &TempDir) -> Leashed {
+    let stands = directory.path().join("stands");
+    let script = format!("trap '' TERM; : > {}; {script}", stands.display());
+    let leashed = start(&Spec { input: true, ..shell(&script) });
+    until("the program to run", || stands.exists());
+    leashed
+}
+
+#[test]
+fn what_is_told_arrives_and_ends_when_the_program_is_told_to_stop() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let script = "while read line; do echo \"got $line\"; done; echo end";
+    let mut leashed = listening(script, &directory);
+    for line in ["one\n", "two\n"] {
+        assert!(leashed.tell(line.as_bytes()).expect("somebody reads"));
+    }
+    assert!(leashed.try_wait().expect("waiting succeeds").is_none());
+    leashed.terminate();
+    let report = wait(&mut leashed);
+    assert_eq!((report.exit, &*report.output), (Some(0), "got one\ngot two\nend\n"));
+    assert!(report.stopped);
+    let error = leashed.tell(b"three\n").expect_err("nobody reads");
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn who_tells_more_than_is_read_is_not_held_up_and_tears_no_line() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let go = directory.path().join("go");
+    let script = format!("while [ ! -e {} ]; do sleep 0.01; done; sort | uniq -c", go.display());
+    // Its children do not heed SIGTERM either: what is ignored is inherited.
+    let mut leashed = listening(&script, &directory);
+    let line = format!("{}\n", "x".repeat(99));
+    let mut told = 0;
+    while leashed.tell(line.as_bytes()).expect("somebody will read") {
+        told += 1;
+    }
+    assert!(told >= 40, "a pipe holds more than {told} lines");
+    assert!(leashed.tell("x".repeat(5000).as_bytes()).is_err(), "it could be torn");
+    fs::write(&go, "").expect("written");
+    leashed.terminate();
+    let report = wait(&mut leashed);
+    let words: Vec<&str> = report.output.split_whitespace().collect();
+    assert_eq!(words, [&told.to_string(), line.trim()]);
+}
+
+#[test]
+fn a_program_that_has_ended_cannot_be_told() {
+    let mut leashed = start(&Spec { input: true, ..shell("exit 3") });
+    assert_eq!(wait(&mut leashed).exit, Some(3));
+    let error = leashed.tell(b"{}\n").expect_err("nobody reads");
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    let mut deaf = start(&shell("sleep 0.1; readlink /proc/self/fd/0"));
+    assert!(deaf.tell(b"{}\n").is_err(), "it was started without an input");
+    assert_eq!(wait(&mut deaf).output, "/dev/null\n");
 }
 
 #[test]

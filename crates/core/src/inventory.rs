@@ -29,6 +29,10 @@ pub struct Inventory {
     pub repository_disk: Option<Disk>,
     /// The disk below `pg_wal`.
     pub wal_disk: Option<Disk>,
+    /// The operator's own configuration lets the state directory into backups that are taken by
+    /// hand.
+    #[serde(default)]
+    pub state_not_excluded: bool,
 }
 
 /// What the repository holds.

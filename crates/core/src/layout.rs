@@ -1,8 +1,7 @@
 //! Names the files of the state directory and their formats: the worker, its children and the SQL
 //! functions meet there.
 //!
-//! The directory lies in the data directory, mode 0700. The generated configuration of pgBackRest
-//! excludes it from backups; an operator's own has to do so itself.
+//! The directory lies in the data directory, mode 0700, and is in no backup that we take.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -30,6 +29,8 @@ pub const PUSH_FAILURE: &str = "archive-push.json";
 pub const LOG: &str = "log";
 /// What the child of the running or last job printed, within [`LOG`].
 pub const JOB_LOG: &str = "job.log";
+/// What shipping printed, within [`LOG`].
+pub const SHIP_LOG: &str = "ship.log";
 /// pgBackRest's spool directory.
 pub const SPOOL: &str = "spool";
 /// The present of shipping, a [`crate::offsite::Status`].
@@ -38,6 +39,8 @@ pub const SHIP: &str = "ship.json";
 pub const INSTANCE: &str = "instance.json";
 /// rclone's configuration, decoded from the environment variable `RCLONE_CONF_BASE64`.
 pub const RCLONE_CONFIG: &str = "rclone.conf";
+/// The same as it was given: rclone changes its file, where a token is renewed.
+pub const RCLONE_GIVEN: &str = "rclone.conf.given";
 /// Put there to have the remote compared with the repository; gone when it is done.
 pub const COMPARE: &str = "compare";
 /// Put there to make this instance the remote's owner; gone when it is done.
@@ -54,6 +57,9 @@ pub struct Kept {
     pub memory: Memory,
     /// How far the growth of the WAL had been measured.
     pub meter: Option<crate::growth::Meter>,
+    /// Whether shipping is paused. Whether backups are, the machine remembers.
+    #[serde(default)]
+    pub shipping_paused: bool,
 }
 
 /// How pgBackRest is called.
@@ -67,6 +73,10 @@ pub struct Tool {
     pub stanza: String,
     /// Where pgBackRest keeps its locks.
     pub lock_path: String,
+    /// What backups leave out instead of what the configuration says, if that does not see to it
+    /// that this directory is in none.
+    #[serde(default)]
+    pub exclude: Vec<String>,
 }
 
 /// Why the last segment could not be archived.
@@ -87,4 +97,19 @@ pub struct Instance {
     pub id: String,
     /// The inode of the state directory for which the name was made: a copy has another one.
     pub directory: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_from_before_there_were_pauses_can_be_read() {
+        let old = r#"{"memory":{"next_job":7,"served":{}},"meter":null}"#;
+        let kept: Kept = serde_json::from_str(old).expect("it is read");
+        assert_eq!(
+            (kept.memory.next_job, kept.memory.paused, kept.shipping_paused),
+            (7, false, false)
+        );
+    }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod crontab;
+pub mod encoded;
 pub mod growth;
 pub mod health;
 pub mod inventory;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{self, Path, PathBuf};
@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
@@ -23,6 +23,9 @@ use crate::tail::{TAIL, Tail};
 /// How long dropping a [`Leashed`] waits for its leash to kill the tree, which takes up to two
 /// seconds when a process cannot be killed, before it kills the leash.
 const DROP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a pipe takes as a whole or not at all, on every system.
+const PIPE_BUF: usize = 4096;
 
 /// More than the longest report: a tail in which every byte needs six as JSON.
 const LONGEST_REPORT: u64 = 8 * TAIL as u64;
@@ -45,6 +48,8 @@ pub struct Spec {
     pub patience: Duration,
     /// The time after which it is stopped.
     pub time_limit: Option<Duration>,
+    /// Whether its standard input is what [`Leashed::tell`] writes; else it is empty.
+    pub input: bool,
 }
 
 /// How a program ended.
@@ -85,6 +90,8 @@ impl Report {
 #[derive(Debug)]
 pub struct Leashed {
     leash: Child,
+    /// The end of the program's standard input into which is written.
+    input: Option<PipeWriter>,
     /// The leash's standard output and standard error: a file without a name, because a pipe
     /// would have to be drained.
     words: File,
@@ -112,9 +119,18 @@ impl Leashed {
         if let Some(log) = &spec.log {
             command.arg("--log").arg(path::absolute(log)?);
         }
+        let (stdin, input) = if spec.input {
+            command.arg("--input");
+            let (reader, writer) = io::pipe()?;
+            // Only this end: the program waits for what it reads.
+            ioctl_fionbio(&writer, true)?;
+            (Stdio::from(reader), Some(writer))
+        } else {
+            (Stdio::null(), None)
+        };
         command.arg("--").arg(&spec.program).args(&spec.args);
         command.env_clear().envs(spec.env.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(words.try_clone()?).stderr(words.try_clone()?);
+        command.stdin(stdin).stdout(words.try_clone()?).stderr(words.try_clone()?);
         seal(&mut command);
         let leash = command.spawn().map_err(|error| {
             let words = format!("could not run \"{}\": {error}", nrt_backup.display());
@@ -122,6 +138,7 @@ impl Leashed {
         })?;
         Ok(Leashed {
             leash,
+            input,
             words,
             program: spec.program.clone(),
             started: Instant::now(),
@@ -154,9 +171,35 @@ impl Leashed {
         Ok(self.report.clone())
     }
 
-    /// Asks the leash to stop the program: SIGTERM to all of it, and SIGKILL to what is left
+    /// Writes a line to the program's standard input, and tells whether there was room for it: a
+    /// program that does not read must not hold up who writes, so the line is dropped then, whole.
+    ///
+    /// An error means that nobody will ever read it. The calling process must ignore SIGPIPE, as
+    /// PostgreSQL's and Rust's programs do.
+    pub fn tell(&mut self, line: &[u8]) -> io::Result<bool> {
+        if line.len() > PIPE_BUF {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the line is too long"));
+        }
+        let Some(input) = &mut self.input else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        // One call, not write_all: a line is written as a whole or not at all.
+        match input.write(line) {
+            Ok(_) => Ok(true),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the program's standard input, and asks the leash to stop the program: SIGTERM to all of it, and SIGKILL to what is left
     /// after the patience. Asking again changes nothing.
     pub fn terminate(&mut self) {
+        self.input = None;
         if !self.told_to_stop {
             self.signal(Signal::TERM);
         }

@@ -65,6 +65,8 @@ pub struct Options {
     pub patience: Duration,
     /// The time after which it is stopped.
     pub time_limit: Option<Duration>,
+    /// Whether the leash's standard input is the program's; else the program has an empty one.
+    pub input: bool,
     /// The process that started the leash. Nothing is run when that is not the leash's parent
     /// any more.
     pub parent: Option<u32>,
@@ -195,7 +197,8 @@ impl Leash {
 
         let (pipe, writer) = output_pipe()?;
         let mut command = Command::new(&options.program);
-        command.args(&options.args).stdin(Stdio::null());
+        let input = if options.input { Stdio::inherit() } else { Stdio::null() };
+        command.args(&options.args).stdin(input);
         // One pipe for both keeps the order; pgBackRest's errors go to the one or the other
         // depending on its version.
         command.stdout(writer.try_clone()?).stderr(writer);

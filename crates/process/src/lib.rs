@@ -16,6 +16,8 @@
 //! | [`Leashed::kill`], or the [`Leashed`] is dropped | SIGKILL to the whole tree |
 //! | the leash is killed | the program dies with it, the worker kills the rest of its group |
 //!
+//! Its standard input is empty, or what the worker writes with [`Leashed::tell`].
+//!
 //! The leash is a process and not code of the worker: a worker that is killed cannot clean up,
 //! and whatever crashes while it is attached to shared memory restarts the whole server.
 //!

@@ -17,6 +17,8 @@ use nrt_core::layout::{self, PushFailure, Tool};
 use nrt_core::pgbackrest::{command, exit};
 use nrt_process::files::write_atomically;
 use nrt_process::{allowed, capture};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 /// pgBackRest ends by itself long before; this is for a file system that hangs.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -78,7 +80,8 @@ fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
     })?;
     let segment = std::path::absolute(&arguments.segment).unwrap_or(arguments.segment.clone());
     let mut args = command::archive_push(&tool.config, &tool.stanza, &segment.to_string_lossy());
-    if backlog(&segment) >= BACKLOG {
+    let locks = Path::new(&tool.lock_path);
+    if backlog(&segment) >= BACKLOG || pushes_in_the_background(locks, &tool.stanza) {
         args.insert(0, "--archive-async".to_string());
     }
     let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
@@ -136,6 +139,27 @@ fn tool(state: &Path) -> Option<Tool> {
     serde_json::from_slice(&fs::read(state.join(layout::TOOL)).ok()?).ok()
 }
 
+/// Whether a pgBackRest that was started for a backlog is still at work.
+///
+/// It may be writing this very segment. A second one beside it would write the same temporary
+/// file, and either could give the other's half of it the final name; told to work in the
+/// background as well, pgBackRest waits for the first.
+fn pushes_in_the_background(locks: &Path, stanza: &str) -> bool {
+    let Ok(files) = fs::read_dir(locks) else { return false };
+    let prefix = format!("{stanza}-archive");
+    files.flatten().any(|file| {
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with(&prefix) && name.ends_with(".lock") && is_held(&file.path())
+    })
+}
+
+/// Whether somebody holds a lock on a file.
+fn is_held(path: &Path) -> bool {
+    let Ok(file) = fs::File::open(path) else { return false };
+    flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+}
+
 /// How many finished segments wait beside this one, counted no further than needed.
 fn backlog(segment: &Path) -> usize {
     let status = segment.parent().map(|pg_wal| pg_wal.join("archive_status"));
@@ -143,4 +167,31 @@ fn backlog(segment: &Path) -> usize {
     let ready =
         files.flatten().filter(|file| file.path().extension().is_some_and(|it| it == "ready"));
     ready.take(BACKLOG).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_a_pgbackrest_that_works_in_the_background() {
+        let locks = tempfile::tempdir().expect("a directory");
+        let at_work = || pushes_in_the_background(locks.path(), "main");
+        assert!(!at_work());
+        for name in ["main-archive.lock", "main-archive-1.lock"] {
+            let path = locks.path().join(name);
+            let file = fs::File::create(&path).expect("made");
+            assert!(!at_work(), "{name} is left behind, and nobody holds it");
+            flock(&file, FlockOperation::NonBlockingLockExclusive).expect("free");
+            assert!(at_work(), "{name}");
+            drop(file);
+            assert!(!at_work());
+        }
+        let other = fs::File::create(locks.path().join("other-archive.lock")).expect("made");
+        let backup = fs::File::create(locks.path().join("main-backup.lock")).expect("made");
+        for file in [&other, &backup] {
+            flock(file, FlockOperation::NonBlockingLockExclusive).expect("free");
+        }
+        assert!(!at_work());
+    }
 }

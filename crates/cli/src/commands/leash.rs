@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// Stop the program after this time.
     #[arg(long, value_name = "MILLISECONDS")]
     time_limit: Option<u64>,
+    /// Let the program read the leash's standard input.
+    #[arg(long)]
+    input: bool,
     /// The program to run.
     #[arg(value_name = "PROGRAM", required = true, last = true)]
     program: Vec<OsString>,
@@ -52,6 +55,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         log: arguments.log,
         patience: Duration::from_millis(arguments.patience),
         time_limit: arguments.time_limit.map(Duration::from_millis),
+        input: arguments.input,
         parent: arguments.parent,
     });
     if let Ok(mut line) = serde_json::to_vec(&report) {

@@ -18,7 +18,7 @@ use nrt_core::layout::{self, Tool};
 use nrt_core::look::Plan;
 use nrt_core::pgbackrest::config::{self, BadConfig, ConfigInput};
 use nrt_core::pgbackrest::version::{MINIMUM, Version};
-use nrt_core::pgbackrest::{archive, command, exit, info};
+use nrt_core::pgbackrest::{archive, command, exit, info, own};
 use nrt_process::files::write_atomically;
 use nrt_process::{allowed, capture};
 use rustix::fs::statvfs;
@@ -84,6 +84,7 @@ impl Look {
             repository: Err(Failure { message: String::new(), hint: String::new() }),
             repository_disk: self.repository_directory().and_then(|path| disk(Path::new(&path))),
             wal_disk: disk(&Path::new(&self.plan.data_directory).join("pg_wal")),
+            state_not_excluded: !self.exclusions().is_empty(),
         };
         match self.find() {
             Err(failure) => {
@@ -175,9 +176,17 @@ impl Look {
             config: own.map_or_else(|| self.text(layout::PGBACKREST_CONFIG), str::to_string),
             stanza: self.plan.stanza.clone(),
             lock_path: own_locks.unwrap_or_else(|| self.plan.lock_path.clone()),
+            exclude: self.exclusions(),
         };
         changed |= self.write(layout::TOOL, &serde_json::to_vec(&tool)?)?;
         Ok((tool, changed))
+    }
+
+    /// What backups must leave out instead of what the operator's configuration says.
+    fn exclusions(&self) -> Vec<String> {
+        let text = self.plan.own_config.as_ref().map(fs::read_to_string);
+        let Some(Ok(text)) = text else { return Vec::new() };
+        own::exclusions_with(&text, &self.plan.stanza, layout::STATE_DIRECTORY)
     }
 
     fn config_input(&self, version: Version) -> Result<ConfigInput, BadConfig> {
@@ -307,7 +316,7 @@ fn disk(path: &Path) -> Option<Disk> {
 }
 
 /// The value of an option in the operator's own configuration file.
-fn own_option(config: &str, name: &str) -> Option<String> {
+pub(crate) fn own_option(config: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(config).ok()?;
     text.lines()
         .filter_map(|line| line.split_once('='))

@@ -3,3 +3,4 @@
 pub(crate) mod archive_push;
 pub(crate) mod leash;
 pub(crate) mod look;
+pub(crate) mod ship;

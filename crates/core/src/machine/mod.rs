@@ -36,6 +36,14 @@ const LOOK_INTERVAL: TimeDelta = TimeDelta::seconds(60);
 /// Why a backup is a full one although a smaller one was asked for.
 const NO_BASE: &str = "no full backup to build on: a full one was taken instead";
 
+/// Why no backup is taken that somebody asks for, while backups are paused.
+fn paused() -> Failure {
+    Failure {
+        message: "backups are paused".to_string(),
+        hint: "SELECT nrt_resume('backups') lets them start again.".to_string(),
+    }
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -64,6 +72,8 @@ pub enum Event {
     JobExited(Exit),
     /// The child that looked has ended.
     Looked(Result<Box<Inventory>, Failure>),
+    /// Somebody asks that no backup starts from now on (`true`), or that they start again.
+    PauseAsked(bool),
     /// Somebody asks to end the running backup, or those that wait if none is running.
     CancelAsked,
     /// The server shuts down.
@@ -128,6 +138,9 @@ pub struct Memory {
     pub next_job: u64,
     /// Up to when each schedule has been served.
     pub served: BTreeMap<BackupType, Served>,
+    /// Whether backups are paused.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// The present, as the caller measured it right before the step.
@@ -282,6 +295,11 @@ impl State {
         }
     }
 
+    /// Whether backups are paused: none starts; one that runs goes on.
+    pub fn is_paused(&self) -> bool {
+        self.memory.paused
+    }
+
     /// The job that will start next, and not before when.
     pub fn waiting(&self) -> Option<(&Job, DateTime<Utc>)> {
         let next = self.pending.iter().min_by_key(|pending| pending.not_before)?;
@@ -309,6 +327,7 @@ impl State {
             Some(Active::Backup { run, .. }) => times.extend(run.shown_at()),
             Some(_) => {}
             None if self.needs_stanza() => times.push(self.stanza_not_before),
+            None if self.memory.paused => {}
             // What is on its way will be heard of.
             None if self.must_look() && self.looking => {}
             None if self.readiness == Readiness::Ready => {
@@ -374,6 +393,7 @@ impl Turn<'_> {
             Event::Requested { ticket, kind } => self.requested(ticket, kind),
             Event::JobExited(exit) => self.job_exited(exit),
             Event::Looked(result) => self.looked(result),
+            Event::PauseAsked(pause) => self.pause(pause),
             Event::CancelAsked => self.cancel(),
             Event::ShutdownAsked => self.shut_down(),
         }
@@ -469,6 +489,13 @@ impl Turn<'_> {
 
     fn requested(&mut self, ticket: usize, kind: BackupType) {
         let now = self.present.now;
+        if self.state.memory.paused {
+            // Never what waits already: that is for later.
+            let job = self.new_job(kind, Trigger::Manual);
+            self.record(&job);
+            self.actions.push(Action::Answer { ticket, job: job.id });
+            return self.refuse(job, &paused());
+        }
         let job = match self.waiting(kind) {
             Some(pending) => {
                 pending.may_skip = false;
@@ -490,6 +517,14 @@ impl Turn<'_> {
             self.state.stanza_not_before = self.present.now;
         }
         self.actions.push(Action::Answer { ticket, job });
+    }
+
+    /// What schedules ask for meanwhile waits. Who waits for a backup is told now.
+    fn pause(&mut self, pause: bool) {
+        self.state.memory.paused = pause;
+        if pause {
+            self.fail_wanted(&paused());
+        }
     }
 
     fn cancel(&mut self) {
@@ -786,11 +821,15 @@ impl Turn<'_> {
             std::mem::take(&mut self.state.pending).into_iter().partition(|it| it.wanted);
         self.state.pending = others;
         let wanted: Vec<Pending> = wanted;
-        for Pending { mut job, .. } in wanted {
-            job.message = Some(failure.message.clone());
-            job.hint = Some(failure.hint.clone());
-            self.end(job, Status::Failed);
+        for Pending { job, .. } in wanted {
+            self.refuse(job, failure);
         }
+    }
+
+    fn refuse(&mut self, mut job: Job, failure: &Failure) {
+        job.message = Some(failure.message.clone());
+        job.hint = Some(failure.hint.clone());
+        self.end(job, Status::Failed);
     }
 
     fn serve_schedules(&mut self, trigger: Trigger) {
@@ -803,6 +842,7 @@ impl Turn<'_> {
 
     fn request_missing_base(&mut self) {
         if self.state.readiness == Readiness::Ready
+            && !self.state.memory.paused
             && !self.state.has_base()
             && self.state.look_failure.is_none()
             && self.state.running().is_none()
@@ -816,6 +856,7 @@ impl Turn<'_> {
         let grown = self.present.growth.is_some_and(|it| it >= self.settings.wal_growth_threshold);
         if self.settings.wal_monitor
             && grown
+            && !self.state.memory.paused
             && !matches!(self.state.readiness, Readiness::Blocked(_))
             && self.state.has_base()
             // Else the growth may be that since the backup before the last.
@@ -864,7 +905,7 @@ impl Turn<'_> {
             if self.state.needs_stanza() {
                 return self.create_stanza();
             }
-            if self.state.readiness != Readiness::Ready {
+            if self.state.readiness != Readiness::Ready || self.state.memory.paused {
                 return;
             }
             let now = self.present.now;
@@ -958,7 +999,8 @@ impl Turn<'_> {
     fn end(&mut self, mut job: Job, status: Status) {
         job.status = status;
         job.finished_at = Some(self.present.now);
-        if status == Status::Failed {
+        // What was refused because of a pause was no failure.
+        if status == Status::Failed && !(self.state.memory.paused && job.started_at.is_none()) {
             self.state.last_failure = Some(job.clone());
         }
         self.record(&job);

@@ -23,19 +23,27 @@ const JSON: [&str; 3] = ["--output=json", "--log-level-console=off", "--log-leve
 ///
 /// Prints a line for each file, the only progress that every version gives. Never resumes: a
 /// process of a killed backup may still write into what would be taken over.
-pub fn backup(config: &str, stanza: &str, kind: BackupType, trigger: Trigger) -> Vec<String> {
-    arguments(
-        config,
-        Some(stanza),
-        &[
-            "--no-resume",
-            "--log-level-console=detail",
-            "--log-level-stderr=off",
-            &format!("--annotation={TRIGGER_ANNOTATION}={trigger}"),
-            &format!("--type={kind}"),
-            "backup",
-        ],
-    )
+///
+/// If `exclude` has any, these names are left out of the backup instead of those that the
+/// configuration has.
+pub fn backup(
+    config: &str,
+    stanza: &str,
+    exclude: &[String],
+    kind: BackupType,
+    trigger: Trigger,
+) -> Vec<String> {
+    let mut rest = vec![
+        "--no-resume".to_string(),
+        "--log-level-console=detail".to_string(),
+        "--log-level-stderr=off".to_string(),
+        format!("--annotation={TRIGGER_ANNOTATION}={trigger}"),
+        format!("--type={kind}"),
+    ];
+    rest.extend(exclude.iter().map(|name| format!("--exclude={name}")));
+    rest.push("backup".to_string());
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    arguments(config, Some(stanza), &rest)
 }
 
 /// Creates the stanza in the repository. Does nothing if it is there and fits the cluster.
@@ -97,10 +105,24 @@ mod tests {
         let json = "--output=json --log-level-console=off --log-level-stderr=error";
         for (built, expected) in [
             (
-                backup("/p/c.conf", "main", BackupType::Incr, Trigger::WalGrowth),
+                backup("/p/c.conf", "main", &[], BackupType::Incr, Trigger::WalGrowth),
                 format!(
                     "{common} --no-resume --log-level-console=detail --log-level-stderr=off \
                      --annotation=nrt-trigger=wal_growth --type=incr backup"
+                ),
+            ),
+            (
+                backup(
+                    "/p/c.conf",
+                    "main",
+                    &["a".to_string(), "nrt_backup/".to_string()],
+                    BackupType::Full,
+                    Trigger::Manual,
+                ),
+                format!(
+                    "{common} --no-resume --log-level-console=detail --log-level-stderr=off \
+                     --annotation=nrt-trigger=manual --type=full --exclude=a \
+                     --exclude=nrt_backup/ backup"
                 ),
             ),
             (stanza_create("/p/c.conf", "main"), format!("{common} stanza-create")),

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod info;
 mod log;
 pub mod names;
+pub mod own;
 pub mod progress;
 pub mod version;
 

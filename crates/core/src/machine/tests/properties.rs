@@ -15,6 +15,7 @@ enum Happening {
     Grow(Option<u64>),
     Request(BackupType),
     Cancel,
+    Pause(bool),
     Check,
     /// To one of [`settings`].
     Reload(usize),
@@ -67,6 +68,7 @@ fn happening() -> impl Strategy<Value = Happening> {
             .prop_map(Grow),
         5 => kind().prop_map(Request),
         2 => Just(Cancel),
+        2 => any::<bool>().prop_map(Pause),
         2 => Just(Check),
         2 => (0..6usize).prop_map(Reload),
         12 => end().prop_map(JobEnds),
@@ -95,6 +97,7 @@ fn happens(w: &mut World, what: Happening) {
         Happening::Grow(growth) => w.growth = growth,
         Happening::Request(kind) => drop(w.request(kind)),
         Happening::Cancel => w.step(Event::CancelAsked),
+        Happening::Pause(pause) => w.step(Event::PauseAsked(pause)),
         Happening::Check => w.step(Event::CheckAsked),
         Happening::Reload(choice) => {
             w.settings = settings(choice);
@@ -144,6 +147,7 @@ proptest! {
             happens(&mut w, what);
         }
         w.reality = Reality { pgbackrest: None, unreadable: None, owner: OURS, full_disk: false, ..w.reality };
+        w.step(Event::PauseAsked(false));
         let healed = w.now;
         let has_base = |w: &World| w.state().inventory().is_some_and(|it| it.has_base(OURS));
         while w.is_looking() || w.is_running() || w.state().waiting().is_some() || !has_base(&w) {

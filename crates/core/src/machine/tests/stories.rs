@@ -1213,3 +1213,69 @@ fn the_pauses_between_tries_double_up_to_the_ceiling() {
     let pauses = [0, 1, 2, 3, 6, 7, 8, u32::MAX].map(|attempt| back_off(attempt).num_seconds());
     assert_eq!(pauses, [15, 15, 30, 60, 480, 900, 900, 900]);
 }
+
+// Pauses.
+
+#[test]
+fn while_backups_are_paused_none_starts_and_what_a_schedule_missed_is_made_up_once() {
+    let mut w = scheduled("0 * * * *");
+    w.step(Event::PauseAsked(true));
+    assert!(w.state().is_paused());
+    assert_eq!(w.told(), [""; 0]);
+    w.growth = Some(200 * MB);
+    let steps = w.steps;
+    w.pass(HOUR * 5);
+    assert_eq!(w.told(), ["2 incr schedule waiting"], "once, and growth asks for none");
+    // A tick, a look and its end every minute; no wake for what must not start.
+    assert!(w.steps - steps <= 5 * 182, "{} steps", w.steps - steps);
+    w.step(Event::PauseAsked(false));
+    assert_eq!(w.told(), ["2 incr schedule running", "start 2 incr"]);
+    w.settle();
+    assert_eq!(w.statuses(), [Succeeded, Succeeded]);
+}
+
+#[test]
+fn who_asks_while_backups_are_paused_is_refused_and_what_waits_goes_on_waiting() {
+    let mut w = scheduled("0 * * * *");
+    w.step(Event::PauseAsked(true));
+    w.pass(HOUR);
+    let asked = w.request(Incr);
+    assert_eq!(w.row(asked).status, Failed);
+    assert_eq!(w.row(asked).message.as_deref(), Some("backups are paused"));
+    assert!(w.row(asked).hint.as_ref().is_some_and(|it| it.contains("nrt_resume")));
+    assert_eq!(w.state().last_failure(), None, "a refusal is no failure of a backup");
+    assert_eq!(w.statuses(), [Succeeded, Waiting, Failed]);
+}
+
+#[test]
+fn a_pause_lets_the_running_backup_end_and_tells_those_who_wait() {
+    let mut w = World::protected();
+    let running = w.request(Full);
+    let waiting = w.request(Incr);
+    w.step(Event::PauseAsked(true));
+    assert!(w.is_running() && !w.is_stopping());
+    assert_eq!((w.row(running).status, w.row(waiting).status), (Running, Failed));
+    w.settle();
+    assert_eq!(w.row(running).status, Succeeded);
+    // It can still be cancelled, and fail.
+    w.step(Event::PauseAsked(false));
+    let failing = w.request(Full);
+    w.step(Event::PauseAsked(true));
+    w.end_job(End::Passing);
+    assert_eq!(w.state().last_failure().map(|it| it.id), Some(failing));
+}
+
+#[test]
+fn a_pause_outlives_the_server_and_the_stanza_is_made_all_the_same() {
+    let mut w = World::new(unscheduled());
+    w.step(Event::PauseAsked(true));
+    w.settle();
+    assert_eq!(w.told(), ["create stanza"], "WAL is to be archived");
+    w.crash(minutes(1));
+    w.pass(HOUR);
+    assert!(w.state().is_paused());
+    assert_eq!(w.told(), [""; 0]);
+    w.step(Event::PauseAsked(false));
+    w.settle();
+    assert_eq!(w.statuses(), [Succeeded]);
+}

@@ -48,6 +48,8 @@ pub(crate) struct Reality {
     /// On a full disk stanza-create succeeds and creates nothing.
     pub(crate) full_disk: bool,
     pub(crate) disk: Disk,
+    /// The operator's configuration lets the state directory into backups.
+    pub(crate) state_not_excluded: bool,
     pub(crate) backups: Vec<serde_json::Value>,
     pub(crate) archive: Vec<ArchiveRange>,
     pub(crate) taken: usize,
@@ -62,6 +64,7 @@ impl Reality {
             owner: OURS,
             full_disk: false,
             disk: Disk { total: 100 << 30, available: 50 << 30 },
+            state_not_excluded: false,
             backups: Vec::new(),
             archive: Vec::new(),
             taken: 0,
@@ -136,6 +139,7 @@ impl Reality {
             },
             repository_disk: Some(self.disk),
             wal_disk: Some(self.disk),
+            state_not_excluded: self.state_not_excluded,
         }
     }
 }

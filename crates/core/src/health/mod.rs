@@ -2,11 +2,16 @@
 //!
 //! Every check is always there, also when it is well: an operator sees what is watched.
 
+mod offsite;
+
+pub use offsite::{Process, Shipping};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::{Disk, Failure};
 use crate::job::Job;
+use crate::layout;
 use crate::machine::{Readiness, State};
 use crate::recovery::{self, Window};
 use crate::settings::Settings;
@@ -109,6 +114,8 @@ pub struct Findings<'a> {
     pub database_exists: bool,
     /// How the worker before this one ended, if not by a clean shutdown, and when.
     pub unclean_end: Option<DateTime<Utc>>,
+    /// How shipping goes.
+    pub shipping: Shipping,
     /// Why files in the state directory cannot be written, if they cannot.
     pub state_failure: Option<String>,
 }
@@ -123,6 +130,9 @@ pub fn evaluate(findings: &Findings<'_>) -> Vec<Check> {
         backup(findings),
         wal_gap(findings),
         last_run(findings),
+        offsite::remote(findings),
+        offsite::shipping(findings),
+        offsite::mirror(findings),
         repository_disk(findings),
         wal_disk(findings),
         database(findings),
@@ -206,6 +216,23 @@ fn worker(findings: &Findings<'_>) -> Check {
 fn pgbackrest(findings: &Findings<'_>) -> Check {
     let name = "pgbackrest";
     match findings.state.inventory().map(|inventory| &inventory.pgbackrest) {
+        Some(Ok(version))
+            if findings.state.inventory().is_some_and(|inventory| inventory.state_not_excluded) =>
+        {
+            warning(
+                name,
+                format!(
+                    "version {version}; backups that are taken by hand hold the directory \
+                     \"{}\", and with it secrets of this server",
+                    layout::STATE_DIRECTORY
+                ),
+                &format!(
+                    "Add exclude={}/ to the section [global:backup] of your pgBackRest \
+                     configuration, or to where it has other exclusions.",
+                    layout::STATE_DIRECTORY
+                ),
+            )
+        }
         Some(Ok(version)) => ok(name, format!("version {version}")),
         Some(Err(failure)) => critical(name, &*failure.message, &failure.hint),
         None => match findings.state.look_failure() {
@@ -286,6 +313,9 @@ fn archiving(findings: &Findings<'_>) -> Check {
     }
 }
 
+/// What to do while backups are paused.
+const RESUME: &str = "SELECT nrt_resume('backups') lets them start again.";
+
 fn backup(findings: &Findings<'_>) -> Check {
     let name = "backup";
     let state = findings.state;
@@ -305,6 +335,11 @@ fn backup(findings: &Findings<'_>) -> Check {
                 "Watch it in nrt.progress.",
             ),
             None if *state.readiness() == Readiness::Unknown => ok(name, "being looked for"),
+            None if state.is_paused() => critical(
+                name,
+                "no full backup, and backups are paused: the cluster cannot be restored",
+                RESUME,
+            ),
             None => critical(
                 name,
                 "no full backup: the cluster cannot be restored",
@@ -331,6 +366,9 @@ fn backup(findings: &Findings<'_>) -> Check {
             format!("{message}, and pgBackRest found damaged pages in it"),
             "Check the cluster with pg_amcheck and its disks; pgbackrest info --set has the files.",
         );
+    }
+    if state.is_paused() {
+        return warning(name, format!("backups are paused; {message}"), RESUME);
     }
     ok(name, message)
 }
@@ -455,7 +493,7 @@ mod tests {
     use crate::pgbackrest::archive::ArchiveRange;
     use Severity::{Critical, Warning};
 
-    const CHECKS: [&str; 12] = [
+    const CHECKS: [&str; 15] = [
         "worker",
         "pgbackrest",
         "stanza",
@@ -463,6 +501,9 @@ mod tests {
         "backup",
         "wal_gap",
         "last_run",
+        "remote",
+        "shipping",
+        "mirror",
         "repository_disk",
         "wal_disk",
         "database",
@@ -471,7 +512,7 @@ mod tests {
     ];
 
     /// What is found in a world where nothing else is wrong.
-    fn found(w: &World) -> Findings<'_> {
+    pub(super) fn found(w: &World) -> Findings<'_> {
         Findings {
             now: w.now,
             settings: &w.settings,
@@ -480,6 +521,7 @@ mod tests {
             archiving: Archiving { mode_on: true, ..Archiving::default() },
             database_exists: true,
             unclean_end: None,
+            shipping: Shipping::default(),
             state_failure: None,
         }
     }
@@ -487,7 +529,7 @@ mod tests {
     /// Checks that just these checks are not well, with some words of their messages, that each
     /// of them says what to do, and that the others ask for nothing.
     #[track_caller]
-    fn expect(findings: &Findings<'_>, expected: &[(&str, Severity, &str)]) {
+    pub(super) fn expect(findings: &Findings<'_>, expected: &[(&str, Severity, &str)]) {
         let checks = evaluate(findings);
         let names: Vec<_> = checks.iter().map(|check| &*check.name).collect();
         assert_eq!(names, CHECKS);
@@ -599,7 +641,7 @@ mod tests {
     fn what_a_look_finds_clears_when_it_is_mended() {
         type Change = fn(&mut World);
         type Case = (Change, Change, &'static [(&'static str, Severity, &'static str)]);
-        let cases: [Case; 5] = [
+        let cases: [Case; 6] = [
             (
                 |w| w.reality.pgbackrest = Some(failure("there is no pgbackrest")),
                 |w| w.reality.pgbackrest = None,
@@ -608,6 +650,11 @@ mod tests {
                     ("stanza", Critical, "cannot be looked at"),
                     ("backup", Critical, "not known"),
                 ],
+            ),
+            (
+                |w| w.reality.state_not_excluded = true,
+                |w| w.reality.state_not_excluded = false,
+                &[("pgbackrest", Warning, "hold the directory \"nrt_backup\"")],
             ),
             (
                 |w| w.reality.unreadable = Some(failure("permission denied")),

@@ -1,0 +1,297 @@
+//! Mirrors the archive: every finished segment, in order, as pgBackRest has stored it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nrt_core::inventory::Failure;
+use nrt_core::lsn::Segment;
+use nrt_core::offsite::tail::{DIRECTORY, Piece};
+
+use super::remote::{Backoff, Mode, Remote, failure};
+use super::repository::{Archive, is_group};
+use super::state::Shared;
+
+/// How often the local archive is looked at while WAL is written, and while none is.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Files of one round: between two rounds, what is newer is looked for.
+const ROUND: usize = 64;
+/// How long a deletion that failed is left alone: the credentials may not allow any.
+const DELETE_AGAIN: Duration = Duration::from_secs(300);
+
+/// The archive's files, by directory below the stanza's.
+pub(crate) type Files = BTreeMap<String, BTreeSet<String>>;
+
+/// Mirrors until the session is over. `there` is what the remote holds already.
+pub(crate) fn run(shared: &Shared, remote: &Remote, there: &Mutex<Files>) {
+    let mut mirror =
+        Mirror { shared, remote, there, local: Archive::default(), delete_again: None };
+    let mut backoff = Backoff::new();
+    let mut position = None;
+    while !shared.is_over() {
+        let left = backoff.left();
+        if !left.is_zero() {
+            shared.sleep(left);
+        }
+        let pass = shared.change(|state| {
+            state.passes.0 += 1;
+            state.pass_wanted = false;
+            state.passes.0
+        });
+        match mirror.pass() {
+            Ok(()) => {
+                backoff.worked();
+                shared.report("archive", None);
+                shared.change(|state| state.passes.1 = pass);
+            }
+            Err(problem) => {
+                backoff.failed();
+                shared.report("archive", Some(problem));
+                if !remote.is_running() {
+                    shared.end_session();
+                }
+                continue;
+            }
+        }
+        mirror.clear_the_tail();
+        let now = shared.lock().position;
+        let pause = if now == position { PAUSES.1 } else { PAUSES.0 };
+        position = now;
+        let until = Instant::now() + pause;
+        while !shared.is_over() && Instant::now() < until {
+            let seen = shared.generation();
+            let state = shared.lock();
+            let (wanted, moved) = (state.pass_wanted, state.position != position);
+            drop(state);
+            if wanted {
+                break;
+            }
+            // WAL was written: a segment may be finished soon, but not at once.
+            let soon = if moved { PAUSES.0 } else { PAUSES.1 };
+            let left = until.saturating_duration_since(Instant::now());
+            shared.wait(seen, soon.min(left));
+            if moved {
+                shared.sleep(PAUSES.0);
+                break;
+            }
+        }
+    }
+}
+
+struct Mirror<'a> {
+    shared: &'a Shared,
+    remote: &'a Remote,
+    there: &'a Mutex<Files>,
+    local: Archive,
+    delete_again: Option<Instant>,
+}
+
+impl Mirror<'_> {
+    /// Sends all that is in the local archive and not on the remote.
+    fn pass(&mut self) -> Result<(), Failure> {
+        let stanza = &self.shared.plan.stanza;
+        let root = self.shared.repository.join("archive").join(stanza);
+        let all = self.local.read(&root).map_err(|error| Failure {
+            message: format!("the repository's archive cannot be read: {error}"),
+            hint: "See that the repository's file system is there and can be read.".to_string(),
+        })?;
+        let size = self.shared.plan.segment_size;
+        let newest = newest_id(all.keys());
+        let there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = Vec::new();
+        let mut here = Vec::new();
+        for (directory, (_, names)) in all {
+            let ours = newest.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/")));
+            let known = there.get(directory);
+            for name in names.iter().filter(|name| is_archived_file(directory, name)) {
+                let segment = segment_of(name, size).filter(|_| ours);
+                here.extend(segment);
+                if !known.is_some_and(|known| known.contains(name)) {
+                    missing.push((directory.clone(), name.clone(), segment));
+                }
+            }
+        }
+        drop(there);
+        self.shared.change(|state| {
+            for segment in here {
+                state.archived_here.archive(segment);
+            }
+        });
+        let root = root.to_string_lossy();
+        for round in missing.chunks(ROUND) {
+            self.send(&root, round)?;
+            if self.shared.is_over() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends files side by side, the oldest first.
+    fn send(
+        &mut self,
+        root: &str,
+        round: &[(String, String, Option<Segment>)],
+    ) -> Result<(), Failure> {
+        let next = AtomicUsize::new(0);
+        let (shared, remote) = (self.shared, self.remote);
+        let workers = (shared.plan.transfers as usize).min(round.len());
+        let send_some = || {
+            let mut sent = Vec::new();
+            let mut problem = None;
+            while !shared.is_over()
+                && let Some((directory, name, segment)) =
+                    round.get(next.fetch_add(1, Ordering::Relaxed))
+            {
+                let file = format!("{directory}/{name}");
+                let path = format!("repository/archive/{}/{file}", shared.plan.stanza);
+                // A timeline's or a backup's history may be written again, with the same size.
+                let mode = if segment.is_some() { Mode::SameName } else { Mode::Replace };
+                match remote.send(root, &file, &path, mode) {
+                    Ok(()) => {
+                        sent.push((directory.clone(), name.clone()));
+                        if let Some(segment) = segment {
+                            shared.change(|state| state.coverage.archive(*segment));
+                        }
+                    }
+                    // Expired meanwhile.
+                    Err(refusal) if refusal.missing => {}
+                    Err(refusal) => {
+                        let what = format!("the archive's file \"{name}\" cannot be sent");
+                        problem = Some(failure(&what, &refusal));
+                        break;
+                    }
+                }
+            }
+            (sent, problem)
+        };
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let running: Vec<_> = (0..workers).map(|_| scope.spawn(send_some)).collect();
+            running.into_iter().filter_map(|it| it.join().ok()).collect()
+        });
+        let mut problem = None;
+        let mut there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+        for (sent, failed) in outcomes {
+            for (directory, name) in sent {
+                there.entry(directory).or_default().insert(name);
+            }
+            problem = problem.or(failed);
+        }
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// Removes the tail's objects that the archive or others of them have replaced.
+    fn clear_the_tail(&mut self) {
+        let (superseded, replaced) = {
+            let mut state = self.shared.lock();
+            (state.coverage.superseded(), std::mem::take(&mut state.replaced))
+        };
+        if self.delete_again.is_some_and(|again| Instant::now() < again) {
+            self.shared.change(|state| state.replaced.extend(replaced));
+            return;
+        }
+        if superseded.is_empty() && replaced.is_empty() {
+            return;
+        }
+        let size = self.shared.plan.segment_size;
+        let mut problem = None;
+        let mut left: Vec<Piece> = Vec::new();
+        let mut segments: BTreeMap<Segment, Vec<Piece>> = BTreeMap::new();
+        for piece in superseded {
+            segments.entry(piece.segment).or_default().push(piece);
+        }
+        for (segment, pieces) in segments {
+            let timeline = segment.timeline;
+            let directory = format!("{DIRECTORY}/{timeline:08X}/{}", segment.name(size));
+            match problem.clone().map_or_else(|| self.remote.purge(&directory), Err) {
+                Ok(()) => self.shared.change(|state| {
+                    for piece in &pieces {
+                        state.coverage.remove(piece);
+                    }
+                }),
+                Err(refusal) => {
+                    left.extend(pieces);
+                    problem = Some(refusal);
+                }
+            }
+        }
+        let mut again = Vec::new();
+        for piece in replaced {
+            if self.shared.lock().coverage.is_archived(piece.segment) {
+                // Went with its directory.
+                continue;
+            }
+            let path = format!("{DIRECTORY}/{}", piece.path(size));
+            if let Err(refusal) = problem.clone().map_or_else(|| self.remote.delete(&path), Err) {
+                again.push(piece);
+                problem = Some(refusal);
+            }
+        }
+        let count = (left.len() + again.len()) as u64;
+        self.delete_again = problem.as_ref().map(|_| Instant::now() + DELETE_AGAIN);
+        let problem = problem.map(|it| failure("the WAL tail cannot be cleared up", &it));
+        self.shared.change(|state| {
+            state.replaced.extend(again);
+            state.undeleted.insert("tail", (count, problem));
+        });
+    }
+}
+
+/// Whether a file of the archive is mirrored: segments and histories, and nothing that we do not
+/// know.
+pub(crate) fn is_archived_file(directory: &str, name: &str) -> bool {
+    let hexadecimal =
+        |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_hexdigit());
+    let in_group = directory.rsplit('/').next().is_some_and(is_group);
+    if in_group {
+        name.get(0..24).is_some_and(hexadecimal)
+    } else {
+        name.ends_with(".history") && name.get(0..8).is_some_and(hexadecimal)
+    }
+}
+
+/// The segment that a file of the archive holds: `<segment>-<hash>`, packed or not. Not a partial
+/// one, nor a backup's history.
+pub(crate) fn segment_of(name: &str, segment_size: u64) -> Option<Segment> {
+    let (segment, _) = name.split_once('-')?;
+    Segment::parse(segment, segment_size)
+}
+
+/// The archive of the cluster as it is now: the identifier with the greatest number.
+pub(crate) fn newest_id<'a>(directories: impl Iterator<Item = &'a String>) -> Option<String> {
+    let ids = directories.filter(|path| !path.contains('/'));
+    let number = |id: &String| id.rsplit('-').next().and_then(|it| it.parse::<u64>().ok());
+    ids.filter(|id| number(id).is_some()).max_by_key(|id| number(id)).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_the_archives_files() {
+        let hash = "0123456789012345678901234567890123456789";
+        let group = "15-1/0000000100000000";
+        let segment = format!("000000010000000000000003-{hash}.zst");
+        assert!(is_archived_file(group, &segment));
+        assert_eq!(segment_of(&segment, 16 << 20), Some(Segment { timeline: 1, number: 3 }));
+        let history = "000000010000000000000003.00000028.backup";
+        assert!(is_archived_file(group, history));
+        assert_eq!(segment_of(history, 16 << 20), None);
+        let partial = format!("000000010000000000000003.partial-{hash}.zst");
+        assert!(is_archived_file(group, &partial));
+        assert_eq!(segment_of(&partial, 16 << 20), None);
+        assert!(is_archived_file("15-1", "00000002.history"));
+        assert!(!is_archived_file("15-1", "0000000100000000"));
+        assert!(!is_archived_file(group, ".new-x"));
+    }
+
+    #[test]
+    fn the_newest_archive_is_the_clusters() {
+        let ids = ["9.6-1", "15-2", "15-2/0000000100000000", "15-10", "x"].map(str::to_string);
+        assert_eq!(newest_id(ids.iter()).as_deref(), Some("15-10"));
+        assert_eq!(newest_id([].iter()), None);
+    }
+}

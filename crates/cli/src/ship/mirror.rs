@@ -1,0 +1,693 @@
+//! Mirrors backups so that the remote can be restored from at every instant.
+//!
+//! The order makes it so: a private copy of the info files is taken, then the WAL and the data of
+//! finished backups go up, then their manifests, and only then the copy. What expire has removed
+//! here is removed there last, and nothing else ever is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use chrono::{DateTime, Utc};
+use nrt_core::crontab::{self, Crontab, Tz};
+use nrt_core::inventory::{Failure, Inventory};
+use nrt_core::kind::BackupType;
+use nrt_core::layout;
+use nrt_core::lsn::Segment;
+use nrt_core::offsite::Comparison;
+use nrt_core::pgbackrest::command::TRIGGER_ANNOTATION;
+use nrt_core::pgbackrest::info::Backup;
+use nrt_core::pgbackrest::names::valid_label;
+use nrt_process::files::write_atomically;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::archive::{Files, newest_id, segment_of};
+use super::compare;
+use super::configuration;
+use super::owner::still_ours;
+use super::remote::{Backoff, Mode, Remote, failure};
+use super::repository::{Info, finished, has_held, has_manifest, labels_in, names};
+use super::state::Shared;
+use super::tarball;
+
+/// How often we look whether there is a new backup.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a round waits for the archive.
+const ARCHIVE: Duration = Duration::from_secs(600);
+/// How long a deletion that failed is left alone.
+const DELETE_AGAIN: Duration = Duration::from_secs(300);
+/// How often the server's configuration files are looked at.
+const CONFIGURATION: Duration = Duration::from_secs(60);
+
+/// What the remote held when the session began.
+#[derive(Debug, Default)]
+pub(crate) struct There {
+    /// Backups that have a manifest there.
+    pub(crate) labels: BTreeSet<String>,
+    /// Of these, the ones that hold all files that they hold here.
+    pub(crate) complete: BTreeSet<String>,
+    /// The info file.
+    pub(crate) info: Option<Vec<u8>>,
+    /// The paths of the backups' descriptions.
+    pub(crate) descriptions: BTreeSet<String>,
+    /// The paths of the portable archives.
+    pub(crate) tars: BTreeSet<String>,
+}
+
+/// Mirrors until the session is over.
+pub(crate) fn run(shared: &Shared, remote: &Remote, there: There, archive: &Mutex<Files>) {
+    let plan = &shared.plan;
+    let mut mirror = Mirror {
+        shared,
+        remote,
+        archive,
+        there,
+        mirrored: None,
+        described: None,
+        delete_again: None,
+        configuration: configuration::Kept::default(),
+        configuration_at: None,
+    };
+    let schedule = crontab::parse_schedule(&plan.comparison_schedule).ok().flatten();
+    let zone = crontab::parse_zone(&plan.zone).unwrap_or(Tz::UTC);
+    let mut compared_at = Utc::now();
+    let mut backoff = Backoff::new();
+    while !shared.is_over() {
+        if backoff.left().is_zero() {
+            let outcome = mirror.round().and_then(|()| {
+                let asked = Path::new(&plan.state).join(layout::COMPARE);
+                if asked.exists() || is_due(schedule.as_ref(), zone, compared_at) {
+                    compared_at = Utc::now();
+                    mirror.compare();
+                    let _ = fs::remove_file(asked);
+                }
+                Ok(())
+            });
+            match outcome {
+                Ok(()) => backoff.worked(),
+                Err(_) => backoff.failed(),
+            }
+            shared.report("mirror", outcome.err());
+            if !remote.is_running() {
+                shared.end_session();
+            }
+        }
+        shared.sleep(PAUSE);
+    }
+}
+
+fn is_due(schedule: Option<&Crontab>, zone: Tz, since: DateTime<Utc>) -> bool {
+    let next = schedule.and_then(|crontab| crontab.next_after(since, zone));
+    next.is_some_and(|next| next <= Utc::now())
+}
+
+struct Mirror<'a> {
+    shared: &'a Shared,
+    remote: &'a Remote,
+    archive: &'a Mutex<Files>,
+    there: There,
+    /// The info files that the remote holds.
+    mirrored: Option<Info>,
+    /// When the inventory was changed by which the descriptions were written last.
+    described: Option<SystemTime>,
+    delete_again: Option<Instant>,
+    configuration: configuration::Kept,
+    configuration_at: Option<Instant>,
+}
+
+impl Mirror<'_> {
+    fn stanza(&self) -> &str {
+        &self.shared.plan.stanza
+    }
+
+    fn backups_here(&self) -> PathBuf {
+        self.shared.repository.join("backup").join(self.stanza())
+    }
+
+    fn backups_there(&self) -> String {
+        format!("repository/backup/{}", self.stanza())
+    }
+
+    /// Does what has become necessary.
+    fn round(&mut self) -> Result<(), Failure> {
+        let info = Info::read(&self.shared.repository, self.stanza()).map_err(|error| Failure {
+            message: format!("the repository cannot be read: {error}"),
+            hint: "See that its file system is there and can be read.".to_string(),
+        })?;
+        // Without a stanza there is nothing to mirror, and nothing is changed on the remote.
+        let Some(info) = info else { return Ok(()) };
+        self.refuse_the_tail(&info);
+        if self.mirrored.as_ref() != Some(&info) {
+            self.mirror(info)?;
+        }
+        self.describe()?;
+        self.keep_the_configuration()?;
+        self.delete_expired();
+        Ok(())
+    }
+
+    /// A repository that pgBackRest encrypts must not have its newest WAL in clear beside it.
+    fn refuse_the_tail(&self, info: &Info) {
+        let refused = info.is_encrypted() && !self.remote.is_encrypted;
+        let refused = refused.then(|| Failure {
+            message: "the repository is encrypted, but the WAL tail beside it would not be: only \
+                      finished segments are shipped"
+                .to_string(),
+            hint:
+                "Wrap the remote in one of rclone's type crypt and set nrt_backup.remote_name to \
+                   that."
+                    .to_string(),
+        });
+        if self.shared.lock().status.tail_refused != refused {
+            self.shared.change(|state| state.status.tail_refused = refused);
+        }
+    }
+
+    fn mirror(&mut self, info: Info) -> Result<(), Failure> {
+        let here = self.finished()?;
+        // Each time anew: the repository may have become another one.
+        let state = Path::new(&self.shared.plan.state);
+        let mut known = Known::read(state, &self.backups_here());
+        known.add(state, &here);
+        // An encrypted one does not say what it lists; then it must not change meanwhile.
+        let listed = info.labels().unwrap_or_else(|| here.clone());
+        self.refuse_another_repository(&known)?;
+        if let Some(gone) = listed.iter().find(|label| !here.contains(*label)) {
+            return Err(again(gone));
+        }
+        self.wait_for_the_archive()?;
+        for label in &listed {
+            if !self.there.complete.contains(label) {
+                self.send_backup(label)?;
+            }
+        }
+        let missing = listed.iter().find(|it| !has_manifest(&self.backups_here().join(it)));
+        if let Some(gone) = missing {
+            return Err(again(gone));
+        }
+        if info.is_encrypted() {
+            let now = Info::read(&self.shared.repository, self.stanza()).ok().flatten();
+            if now.as_ref() != Some(&info) || self.finished()? != here {
+                return Err(again("a backup"));
+            }
+        }
+        still_ours(self.shared, self.remote)?;
+        let put = |path: String, content: &[u8]| {
+            let what = format!("\"{path}\" cannot be written");
+            self.remote.put(&path, content).map_err(|refusal| failure(&what, &refusal))
+        };
+        let stanza = self.stanza();
+        // The copies first: one of the two is whole at every instant.
+        for suffix in [".copy", ""] {
+            put(format!("repository/archive/{stanza}/archive.info{suffix}"), &info.archive)?;
+        }
+        for suffix in [".copy", ""] {
+            put(format!("repository/backup/{stanza}/backup.info{suffix}"), &info.backup)?;
+        }
+        let labels: Vec<String> = listed.iter().cloned().collect();
+        self.there.labels.extend(listed);
+        self.there.info = Some(info.backup.clone());
+        self.mirrored = Some(info);
+        // The worker looks at the repository after each backup, too.
+        self.shared.read_inventory();
+        self.shared.change(|state| state.status.backups = labels);
+        Ok(())
+    }
+
+    fn finished(&self) -> Result<BTreeSet<String>, Failure> {
+        finished(&self.shared.repository, self.stanza()).map_err(|error| Failure {
+            message: format!("the repository cannot be read: {error}"),
+            hint: "See that its file system is there and can be read.".to_string(),
+        })
+    }
+
+    /// A repository that has never held what the remote holds is another one: a disk that is not
+    /// mounted, a server that was restored. Its info file would make the remote's backups
+    /// unreachable.
+    fn refuse_another_repository(&self, known: &Known) -> Result<(), Failure> {
+        let unknown = self.there.labels.iter().filter(|label| {
+            !known.labels.contains(*label)
+                && !has_held(&self.shared.repository, self.stanza(), label)
+        });
+        let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let shown = unknown.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        Err(Failure {
+            message: format!(
+                "the remote holds {} backup(s) that this repository has never held ({shown}): \
+                 nothing there is replaced; WAL is still shipped",
+                unknown.len()
+            ),
+            hint: "If the repository's disk is not mounted, mount it. If this repository is a new \
+                   one, set nrt_backup.name to another name, or run \"nrt-backup takeover \
+                   --set-aside\", which keeps the remote's backups under another name."
+                .to_string(),
+        })
+    }
+
+    /// Waits until all that was in the archive when the info files were copied is on the remote.
+    fn wait_for_the_archive(&self) -> Result<(), Failure> {
+        let wanted = self.shared.change(|state| {
+            state.pass_wanted = true;
+            state.passes.0 + 1
+        });
+        let until = Instant::now() + ARCHIVE;
+        while !self.shared.is_over() {
+            let seen = self.shared.generation();
+            let state = self.shared.lock();
+            if state.passes.1 >= wanted {
+                return Ok(());
+            }
+            if let Some(problem) = state.failures.get("archive") {
+                return Err(problem.clone());
+            }
+            drop(state);
+            if Instant::now() > until {
+                // Long, but it gets on: the next round waits again.
+                return Err(Failure {
+                    message: "backups wait for the archive, of which much is still to be sent"
+                        .to_string(),
+                    hint: "Raise nrt_backup.bandwidth_limit if it is set.".to_string(),
+                });
+            }
+            self.shared.wait(seen, Duration::from_secs(1));
+        }
+        Err(stopped())
+    }
+
+    fn send_backup(&mut self, label: &str) -> Result<(), Failure> {
+        let here = self.backups_here().join(label);
+        let there = format!("{}/{label}", self.backups_there());
+        let directory = here.to_string_lossy().into_owned();
+        let rules = ["- *.pgbackrest.tmp", "- backup.manifest.copy", "- /backup.manifest"];
+        let over = &self.shared.over;
+        let sent = self.remote.send_directory(&directory, &there, &rules, over).and_then(|()| {
+            let manifest = format!("{there}/backup.manifest");
+            self.remote.send(&directory, "backup.manifest", &manifest, Mode::Replace)
+        });
+        match sent {
+            Ok(()) => {
+                self.there.complete.insert(label.to_string());
+                self.there.labels.insert(label.to_string());
+                Ok(())
+            }
+            Err(_) if self.shared.is_over() => Err(stopped()),
+            Err(_) if !has_manifest(&here) => Err(again(label)),
+            Err(refusal) => Err(failure(&format!("backup {label} cannot be sent"), &refusal)),
+        }
+    }
+
+    /// Writes a description of each backup that is on the remote, as JSON.
+    fn describe(&mut self) -> Result<(), Failure> {
+        let inventory = Path::new(&self.shared.plan.state).join(layout::INVENTORY);
+        let changed = fs::metadata(inventory).and_then(|it| it.modified()).ok();
+        if changed.is_none() || (changed == self.described) {
+            return Ok(());
+        }
+        let Some(inventory) = self.shared.read_inventory() else { return Ok(()) };
+        let system_id = self.shared.plan.system_id;
+        let mut wanted = BTreeSet::new();
+        for backup in inventory.backups_of(system_id) {
+            if !self.there.complete.contains(&backup.label) {
+                continue;
+            }
+            let path = description_path(backup);
+            if !self.there.descriptions.contains(&path) {
+                let text = description(backup, system_id, &inventory);
+                self.remote.put(&path, text.as_bytes()).map_err(|refusal| {
+                    failure(&format!("\"{path}\" cannot be written"), &refusal)
+                })?;
+                self.there.descriptions.insert(path.clone());
+            }
+            if self.shared.plan.portable_tar && backup.kind == BackupType::Full {
+                let path = tarball::path(&backup.label);
+                if !self.there.tars.contains(&path) {
+                    tarball::send(self.shared, self.remote, backup, &path)?;
+                    self.there.tars.insert(path.clone());
+                }
+            }
+            wanted.insert(backup.label.clone());
+        }
+        self.described = changed;
+        Ok(())
+    }
+
+    /// Keeps the configuration files that pgBackRest does not see.
+    fn keep_the_configuration(&mut self) -> Result<(), Failure> {
+        if self.shared.lock().status.tail_refused.is_some() {
+            // They would be in clear beside an encrypted repository, too.
+            return Ok(());
+        }
+        if self.configuration_at.is_some_and(|at| at.elapsed() < CONFIGURATION) {
+            return Ok(());
+        }
+        self.configuration.send(&self.shared.plan, self.remote)?;
+        self.configuration_at = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Removes from the remote what expire has removed here.
+    fn delete_expired(&mut self) {
+        if self.delete_again.is_some_and(|again| Instant::now() < again) {
+            return;
+        }
+        let Some(listed) = self.there.info.as_deref().map(labels_in) else { return };
+        let Some(mirrored) = &self.mirrored else { return };
+        let Ok(here) = self.finished() else { return };
+        let listed = if mirrored.is_encrypted() { here.clone() } else { listed };
+        let expired: Vec<String> = self
+            .there
+            .labels
+            .iter()
+            .filter(|label| !listed.contains(*label) && !here.contains(*label))
+            .cloned()
+            .collect();
+        let wal = self.expired_wal(&listed);
+        let stale: Vec<String> = [&self.there.descriptions, &self.there.tars]
+            .into_iter()
+            .flatten()
+            .filter(|path| {
+                let label = path.rsplit('/').next().and_then(|file| file.split('.').next());
+                label.is_some_and(|label| !listed.contains(label) && !here.contains(label))
+            })
+            .cloned()
+            .collect();
+        let mut left = (expired.len() + wal.len() + stale.len()) as u64;
+        if left == 0 {
+            if self.shared.lock().undeleted.contains_key("backups") {
+                self.shared.change(|state| drop(state.undeleted.remove("backups")));
+            }
+            return;
+        }
+        let mut problem = still_ours(self.shared, self.remote).err();
+        for label in expired {
+            if problem.is_some() {
+                break;
+            }
+            let directory = format!("{}/{label}", self.backups_there());
+            // Without its manifest nobody takes the rest for a backup.
+            let deleted = self
+                .remote
+                .delete(&format!("{directory}/backup.manifest"))
+                .and_then(|()| self.remote.purge(&directory));
+            match deleted {
+                Ok(()) => {
+                    self.there.labels.remove(&label);
+                    self.there.complete.remove(&label);
+                    left -= 1;
+                }
+                Err(refusal) => {
+                    problem = Some(failure("expired backups cannot be deleted", &refusal));
+                }
+            }
+        }
+        for path in stale {
+            if problem.is_some() {
+                break;
+            }
+            match self.remote.delete(&path) {
+                Ok(()) => {
+                    self.there.descriptions.remove(&path);
+                    self.there.tars.remove(&path);
+                    left -= 1;
+                }
+                Err(refusal) => {
+                    problem = Some(failure("descriptions cannot be deleted", &refusal));
+                }
+            }
+        }
+        for (directory, names) in group(&wal) {
+            if problem.is_some() {
+                break;
+            }
+            match self.delete_wal(&directory, &names) {
+                Ok(()) => left -= names.len() as u64,
+                Err(refusal) => problem = Some(refusal),
+            }
+        }
+        self.delete_again = problem.as_ref().map(|_| Instant::now() + DELETE_AGAIN);
+        self.shared.change(|state| drop(state.undeleted.insert("backups", (left, problem))));
+    }
+
+    /// Segments on the remote that are gone here, and that no backup needs: they lie before all
+    /// of them.
+    fn expired_wal(&self, listed: &BTreeSet<String>) -> Vec<(String, String)> {
+        let size = self.shared.plan.segment_size;
+        let Some(inventory) = self.shared.read_inventory() else { return Vec::new() };
+        let backups: BTreeMap<&str, &Backup> = inventory
+            .backups_of(self.shared.plan.system_id)
+            .map(|backup| (backup.label.as_str(), backup))
+            .collect();
+        // The oldest segment that any backup needs. Where one is not known, nothing is deleted.
+        let starts: Option<Vec<u64>> = listed
+            .iter()
+            .map(|label| {
+                let start = backups.get(label.as_str())?.archive_start.as_deref()?;
+                Some(Segment::parse(start, size)?.number)
+            })
+            .collect();
+        let Some(oldest) = starts.and_then(|starts| starts.into_iter().min()) else {
+            return Vec::new();
+        };
+        let root = self.shared.repository.join("archive").join(self.stanza());
+        let there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids: BTreeSet<String> =
+            there.keys().filter_map(|it| it.split('/').next()).map(str::to_string).collect();
+        let ours = newest_id(ids.iter());
+        let mut expired = Vec::new();
+        for (directory, names) in there.iter() {
+            if !ours.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/"))) {
+                continue;
+            }
+            for name in names {
+                let before = Segment::of_archived(name.split('-').next().unwrap_or(name), size)
+                    .is_some_and(|segment| segment.number < oldest);
+                if before && !root.join(directory).join(name).exists() {
+                    expired.push((directory.clone(), name.clone()));
+                }
+            }
+        }
+        expired
+    }
+
+    fn delete_wal(&self, directory: &str, names: &[String]) -> Result<(), Failure> {
+        let size = self.shared.plan.segment_size;
+        let base = format!("repository/archive/{}/{directory}", self.stanza());
+        let all = {
+            let there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
+            there.get(directory).is_some_and(|known| known.len() == names.len())
+        };
+        let gone = || {
+            let mut there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = there.get_mut(directory) {
+                for name in names {
+                    known.remove(name);
+                }
+                if known.is_empty() {
+                    there.remove(directory);
+                }
+            }
+            self.shared.change(|state| {
+                for segment in names.iter().filter_map(|name| segment_of(name, size)) {
+                    state.coverage.forget_archived(segment);
+                }
+            });
+        };
+        let deleted = if all {
+            self.remote.purge(&base)
+        } else {
+            names.iter().try_for_each(|name| self.remote.delete(&format!("{base}/{name}")))
+        };
+        deleted.map_err(|refusal| failure("expired WAL cannot be deleted", &refusal))?;
+        gone();
+        Ok(())
+    }
+
+    /// Compares everything, has what is missing sent again, and says what it found.
+    fn compare(&mut self) {
+        let unfinished = self.unfinished();
+        let found = compare::run(self.shared, self.remote, &unfinished);
+        let mut comparison = Comparison {
+            at: Utc::now(),
+            same: found.same,
+            failure: found.failure,
+            ..Comparison::default()
+        };
+        let mut again = found.missing;
+        for path in found.different {
+            let here = fs::metadata(self.shared.repository.join(&path)).map(|it| it.len());
+            let there = self.remote.size(&format!("repository/{path}"));
+            match (here, there) {
+                (Ok(here), Ok(Some(there))) if here == there => comparison.different.push(path),
+                (Ok(_), Ok(_)) => again.push(path),
+                // Expired meanwhile, or not to be told.
+                _ => {}
+            }
+        }
+        for path in again {
+            if self.send_again(&path) {
+                comparison.repaired.push(path);
+            }
+        }
+        for path in &comparison.different {
+            eprintln!("comparison: \"{path}\" differs between repository and remote");
+        }
+        for path in &comparison.repaired {
+            eprintln!("comparison: \"{path}\" was missing on the remote and is sent again");
+        }
+        self.shared.change(|state| state.status.comparison = Some(comparison));
+    }
+
+    /// Backups that have no manifest yet.
+    fn unfinished(&self) -> Vec<String> {
+        let names = names(&self.backups_here()).unwrap_or_default();
+        let labels = names.into_iter().filter(|name| valid_label(name));
+        labels.filter(|label| !has_manifest(&self.backups_here().join(label))).collect()
+    }
+
+    /// Forgets that a file is on the remote, so that it is sent. `false` if it was not thought to
+    /// be there: then it is new, and on its way.
+    fn send_again(&mut self, path: &str) -> bool {
+        let archive = format!("archive/{}/", self.stanza());
+        let backup = format!("backup/{}/", self.stanza());
+        if let Some((directory, name)) =
+            path.strip_prefix(&archive).and_then(|rest| rest.rsplit_once('/'))
+        {
+            let mut there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = there.get_mut(directory).is_some_and(|known| known.remove(name));
+            drop(there);
+            if known {
+                self.shared.change(|state| {
+                    if let Some(segment) = segment_of(name, self.shared.plan.segment_size) {
+                        state.coverage.forget_archived(segment);
+                    }
+                    state.pass_wanted = true;
+                });
+            }
+            return known;
+        }
+        let label = path.strip_prefix(&backup).and_then(|rest| rest.split('/').next());
+        let known = label.is_some_and(|label| self.there.complete.remove(label));
+        if known {
+            self.mirrored = None;
+        }
+        known
+            || label.is_some_and(|label| {
+                self.there.labels.contains(label) && !self.there.complete.contains(label)
+            })
+    }
+}
+
+/// The backup is expired while it is mirrored: the next round starts from a newer copy.
+fn again(label: &str) -> Failure {
+    Failure {
+        message: format!("{label} was expired while it was mirrored; it is done again"),
+        hint: "It goes away by itself.".to_string(),
+    }
+}
+
+fn stopped() -> Failure {
+    Failure { message: "stopped".to_string(), hint: String::new() }
+}
+
+fn group(files: &[(String, String)]) -> BTreeMap<String, Vec<String>> {
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (directory, name) in files {
+        groups.entry(directory.clone()).or_default().push(name.clone());
+    }
+    groups
+}
+
+/// The directories of the descriptions on the remote.
+pub(crate) const DESCRIPTIONS: [&str; 3] =
+    ["full-backups", "differential-backups", "incremental-backups"];
+
+fn description_path(backup: &Backup) -> String {
+    let directory = match backup.kind {
+        BackupType::Full => DESCRIPTIONS[0],
+        BackupType::Diff => DESCRIPTIONS[1],
+        BackupType::Incr => DESCRIPTIONS[2],
+    };
+    format!("{directory}/{}.json", backup.label)
+}
+
+fn description(backup: &Backup, system_id: u64, inventory: &Inventory) -> String {
+    let description = json!({
+        "label": backup.label,
+        "type": backup.kind,
+        "trigger": backup.annotations.get(TRIGGER_ANNOTATION).map_or("external", String::as_str),
+        "prior": backup.prior,
+        "references": backup.references,
+        "start_time": backup.start_time,
+        "stop_time": backup.stop_time,
+        "start_lsn": backup.start_lsn,
+        "stop_lsn": backup.stop_lsn,
+        "timeline": backup.timeline,
+        "archive_start": backup.archive_start,
+        "archive_stop": backup.archive_stop,
+        "size": backup.size,
+        "delta": backup.delta,
+        "repository_size": backup.repo_size,
+        "repository_delta": backup.repo_delta,
+        "page_errors": backup.error,
+        "system_identifier": system_id.to_string(),
+        "stanza": inventory.stanza,
+        "pgbackrest": backup.pgbackrest,
+        "nrt_backup": env!("CARGO_PKG_VERSION"),
+    });
+    format!("{description:#}\n")
+}
+
+/// Labels that the repository has held, kept across restarts, for repositories that keep no
+/// history of expired backups.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Known {
+    /// Which repository that was: the inode of the backups' directory and when that was made. A
+    /// new one in its place is another.
+    directory: Option<(u64, SystemTime)>,
+    labels: BTreeSet<String>,
+}
+
+impl Known {
+    /// The file's name in the state directory.
+    const FILE: &'static str = "labels.json";
+    /// Older ones are forgotten.
+    const MOST: usize = 10_000;
+
+    /// What is known of the repository whose backups are in a directory.
+    fn read(state: &Path, backups: &Path) -> Known {
+        let directory = identity(backups);
+        let text = fs::read(state.join(Self::FILE)).unwrap_or_default();
+        let known: Known = serde_json::from_slice(&text).unwrap_or_default();
+        let same = directory.is_some() && known.directory == directory;
+        if same { known } else { Known { directory, labels: BTreeSet::new() } }
+    }
+
+    /// Takes in labels that it holds now.
+    fn add(&mut self, state: &Path, labels: &BTreeSet<String>) {
+        let before = self.labels.len();
+        self.labels.extend(labels.iter().cloned());
+        while self.labels.len() > Self::MOST {
+            self.labels.pop_first();
+        }
+        let file = state.join(Self::FILE);
+        if self.labels.len() != before
+            && let Ok(text) = serde_json::to_vec(&self)
+            && let Err(error) = write_atomically(&file, &text)
+        {
+            eprintln!("could not write \"{}\": {error}", file.display());
+        }
+    }
+}
+
+/// What tells a directory from another one that takes its place.
+fn identity(directory: &Path) -> Option<(u64, SystemTime)> {
+    let metadata = fs::metadata(directory).ok()?;
+    Some((metadata.ino(), metadata.created().ok()?))
+}

@@ -1,0 +1,369 @@
+//! Ships off-site: backups, archived segments, and the WAL of the last second.
+//!
+//! ```text
+//! main ── reads positions from the worker, watches for signals
+//!  ├─ show      writes ship.json when something has changed
+//!  └─ sessions  one after the other: rclone, ownership, what the remote holds; then side by side
+//!      ├─ tail     WAL that is flushed and not archived there, every ship_interval
+//!      ├─ archive  finished segments, as pgBackRest stored them; removes what they supersede
+//!      ├─ mirror   finished backups, then the info files, then deletions; comparisons
+//!      └─ owner    signs of life in owner.json; ends the session when another instance owns it
+//! ```
+//!
+//! A session begins with a look at what the remote really holds and trusts nothing from before:
+//! whatever died, and at whatever instant, the next session continues from there.
+
+mod archive;
+mod compare;
+mod configuration;
+mod mirror;
+mod owner;
+mod rclone;
+mod remote;
+mod repository;
+mod state;
+mod tail;
+mod tarball;
+mod words;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nrt_core::inventory::Failure;
+use nrt_core::layout;
+use nrt_core::offsite::tail::{DIRECTORY, Piece};
+use nrt_core::offsite::{Phase, Plan, Position, Status};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+pub(crate) use owner::SET_ASIDE;
+
+use archive::Files;
+use mirror::There;
+use rclone::Rclone;
+use remote::{Remote, failure};
+use state::Shared;
+use words::Secrets;
+
+/// How long the last shipment may take when the server ends. The worker's leash kills after two
+/// seconds.
+const FAREWELL: Duration = Duration::from_millis(1500);
+/// Between two writings of the status, at least.
+const SHOW: Duration = Duration::from_millis(100);
+/// Pauses before the next session.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A session that lasted this long had begun well.
+const WELL: Duration = Duration::from_secs(60);
+
+/// Ships until standard input ends or a signal comes.
+///
+/// # Errors
+///
+/// What keeps it from beginning at all. All else is shown in the status and tried again.
+pub(crate) fn run(plan: Plan) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    std::env::set_current_dir(&plan.state)?;
+    let repository = repository::directory(&plan);
+    let directory = repository.clone().unwrap_or_default();
+    let shared = Arc::new(Shared::new(plan, directory));
+    shared.change(|state| {
+        state.status = Status { phase: Phase::Starting, ..Status::default() };
+    });
+
+    let listener = Arc::clone(&shared);
+    thread::spawn(move || {
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            match serde_json::from_str::<Position>(&line) {
+                Ok(position) => listener.hear(position),
+                Err(error) => eprintln!("a line on standard input cannot be read: {error}"),
+            }
+        }
+        // Whoever wrote there is gone.
+        listener.stop();
+    });
+    let stopper = Arc::clone(&shared);
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            stopper.stop();
+        }
+    });
+    let shower = Arc::clone(&shared);
+    thread::spawn(move || {
+        loop {
+            shower.show(Duration::from_secs(60));
+            thread::sleep(SHOW);
+        }
+    });
+    match repository {
+        Ok(_) => sessions(&shared),
+        Err(problem) => {
+            failing(&shared, problem);
+            while !shared.is_over() {
+                shared.sleep(Duration::from_secs(60));
+            }
+        }
+    }
+    shared.show(Duration::ZERO);
+    Ok(())
+}
+
+/// One session after the other, with ever longer pauses while none begins well.
+fn sessions(shared: &Shared) {
+    let mut failures = 0_u32;
+    while !shared.stop.load(Ordering::Relaxed) {
+        shared.over.store(false, Ordering::Relaxed);
+        let begin = Instant::now();
+        if let Err(problem) = session(shared) {
+            eprintln!("session: {}", problem.message);
+            failing(shared, problem);
+        }
+        if begin.elapsed() >= WELL {
+            failures = 0;
+        }
+        shared.over.store(false, Ordering::Relaxed);
+        shared.sleep(PAUSES.0.saturating_mul(1 << failures.min(8)).min(PAUSES.1));
+        failures += 1;
+    }
+}
+
+fn failing(shared: &Shared, problem: Failure) {
+    shared.change(|state| {
+        state.status.phase = Phase::Failing;
+        state.status.failure = Some(problem);
+    });
+}
+
+/// From rclone's start to its end.
+fn session(shared: &Shared) -> Result<(), Failure> {
+    let plan = &shared.plan;
+    let state = Path::new(&plan.state);
+    let outbox = state.join(layout::OUTBOX);
+    let problem = |error: io::Error| Failure {
+        message: format!("\"{}\" cannot be used: {error}", outbox.display()),
+        hint: "Make room on the data directory's disk.".to_string(),
+    };
+    // What a killed process left on its way.
+    let _ = fs::remove_dir_all(&outbox);
+    fs::DirBuilder::new().mode(0o700).create(&outbox).map_err(problem)?;
+    let me = owner::instance(state)?;
+
+    let configuration = fs::read_to_string(&plan.rclone_config).map_err(|error| Failure {
+        message: format!("\"{}\" cannot be read: {error}", plan.rclone_config),
+        hint: "See that the server's user may read nrt_backup.rclone_config.".to_string(),
+    })?;
+    let name = match &plan.remote_name {
+        Some(name) if words::sections(&configuration).any(|it| it == *name) => name.clone(),
+        Some(name) => {
+            return Err(Failure {
+                message: format!("\"{}\" has no remote \"{name}\"", plan.rclone_config),
+                hint: "Set nrt_backup.remote_name to one of those that it has, or leave it empty \
+                       for the first."
+                    .to_string(),
+            });
+        }
+        None => words::first_remote(&configuration).ok_or_else(|| Failure {
+            message: format!("\"{}\" has no remote", plan.rclone_config),
+            hint: "Make one with \"rclone config\".".to_string(),
+        })?,
+    };
+    let below = [plan.remote_path.as_str(), plan.name.as_str()]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("/");
+    let root = format!("{name}:{below}");
+    let is_encrypted =
+        words::option_of(&configuration, &name, "type").is_some_and(|kind| kind == "crypt");
+    shared.change(|state| state.status.remote.clone_from(&root));
+
+    let rclone = Rclone::start(plan, Secrets::of(&configuration))?;
+    let remote = Remote::new(rclone, root, is_encrypted, &outbox);
+    shared.change(|state| state.status.rclone = Some(remote.version().to_string()));
+    if !owner::own(shared, &remote, &me)? {
+        return Ok(());
+    }
+    let (there, files) = look(shared, &remote)?;
+    shared.change(|state| {
+        state.failures.clear();
+        state.undeleted.clear();
+        state.status.phase = Phase::Shipping;
+        state.status.failure = None;
+    });
+    let files = Mutex::new(files);
+    thread::scope(|scope| {
+        scope.spawn(|| tail::run(shared, &remote));
+        scope.spawn(|| archive::run(shared, &remote, &files));
+        scope.spawn(|| mirror::run(shared, &remote, there, &files));
+        scope.spawn(|| owner::run(shared, &remote, &me));
+        while !shared.is_over() {
+            shared.sleep(Duration::from_secs(1));
+            let sent = (&remote.sent_bytes, &remote.sent_objects);
+            let sent = (sent.0.load(Ordering::Relaxed), sent.1.load(Ordering::Relaxed));
+            let state = shared.lock();
+            let known = (state.status.sent_bytes, state.status.sent_objects);
+            drop(state);
+            if known != sent {
+                shared.change(|state| {
+                    (state.status.sent_bytes, state.status.sent_objects) = sent;
+                });
+            }
+        }
+        if shared.stop.load(Ordering::Relaxed) {
+            let is_ours = shared.lock().status.phase == Phase::Shipping;
+            if is_ours {
+                farewell(shared, &remote);
+            }
+            shared.show(Duration::ZERO);
+            // The others may be in the middle of something long, and nothing of it is lost.
+            std::process::exit(0);
+        }
+    });
+    Ok(())
+}
+
+/// Ships what is left, as far as there is time.
+fn farewell(shared: &Shared, remote: &Remote) {
+    let done = Mutex::new(false);
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            tail::finish(shared, remote);
+            *done.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = true;
+        });
+        while begin.elapsed() < FAREWELL {
+            if *done.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        shared.show(Duration::ZERO);
+        std::process::exit(0);
+    });
+}
+
+/// Finds out what the remote holds, and compares it with the repository by names and sizes.
+fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
+    let plan = &shared.plan;
+    let size = plan.segment_size;
+    let list = |directory: &str| {
+        remote.list(directory).map_err(|it| failure("the remote cannot be listed", &it))
+    };
+    let mut files = Files::new();
+    let mut coverage = nrt_core::offsite::tail::Coverage::default();
+    let local = shared.repository.join("archive").join(&plan.stanza);
+    let archived = list(&format!("repository/archive/{}", plan.stanza))?;
+    let ids: Vec<String> = archived
+        .iter()
+        .filter_map(|entry| entry.path.split('/').next().filter(|id| !id.contains('.')))
+        .map(str::to_string)
+        .collect();
+    let newest = archive::newest_id(ids.iter());
+    for entry in archived {
+        let Some((directory, name)) = entry.path.rsplit_once('/') else { continue };
+        if !archive::is_archived_file(directory, name) {
+            continue;
+        }
+        // Half a file, left by a process that was killed, is not there. What is only there, was
+        // expired here.
+        let here = fs::metadata(local.join(&entry.path)).map(|it| it.len());
+        if here.is_ok_and(|here| i64::try_from(here) != Ok(entry.size)) {
+            continue;
+        }
+        if newest.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/")))
+            && let Some(segment) = archive::segment_of(name, size)
+        {
+            coverage.archive(segment);
+        }
+        files.entry(directory.to_string()).or_default().insert(name.to_string());
+    }
+
+    let mut there = There::default();
+    let backups = format!("repository/backup/{}", plan.stanza);
+    let mut held: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for entry in list(&backups)? {
+        if let Some((label, path)) = entry.path.split_once('/')
+            && let Ok(bytes) = u64::try_from(entry.size)
+        {
+            held.entry(label.to_string()).or_default().insert(path.to_string(), bytes);
+        }
+    }
+    for (label, remote_files) in held {
+        if !remote_files.contains_key("backup.manifest") {
+            continue;
+        }
+        let directory = shared.repository.join("backup").join(&plan.stanza).join(&label);
+        if repository::has_manifest(&directory)
+            && let Ok(here) = repository::files_of(&directory)
+            && here.iter().all(|(path, bytes)| remote_files.get(path) == Some(bytes))
+        {
+            there.complete.insert(label.clone());
+        }
+        there.labels.insert(label);
+    }
+    there.info = remote
+        .get(&format!("{backups}/backup.info"))
+        .map_err(|it| failure("the remote cannot be read", &it))?;
+    for directory in mirror::DESCRIPTIONS {
+        for entry in list(directory)? {
+            let path = format!("{directory}/{}", entry.path);
+            if entry.path.ends_with(".json") {
+                there.descriptions.insert(path);
+            } else if entry.path.ends_with(".tar") {
+                there.tars.insert(path);
+            }
+        }
+    }
+    let mut pieces: Vec<Piece> =
+        list(DIRECTORY)?.iter().filter_map(|entry| Piece::parse(&entry.path, size)).collect();
+    pieces.sort();
+    for piece in pieces {
+        coverage.add(piece, 0);
+    }
+    let labels = there.info.as_deref().map(repository::labels_in).unwrap_or_default();
+    shared.read_inventory();
+    shared.change(|state| {
+        state.coverage = coverage;
+        state.replaced.clear();
+        state.status.backups =
+            labels.into_iter().filter(|label| there.labels.contains(label)).collect();
+    });
+    Ok((there, files))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plan for tests.
+    pub(super) fn plan(root: &Path) -> Plan {
+        let text = |name: &str| root.join(name).to_string_lossy().into_owned();
+        Plan {
+            state: text("state"),
+            data_directory: text("data"),
+            system_id: 1,
+            segment_size: 16 << 20,
+            stanza: "main".to_string(),
+            own_config: None,
+            repository: text("repository"),
+            configuration_files: Vec::new(),
+            rclone: "rclone".to_string(),
+            rclone_config: text("rclone.conf"),
+            remote_name: None,
+            remote_path: text("remote"),
+            name: "main".to_string(),
+            transfers: 2,
+            bandwidth_limit: None,
+            comparison_schedule: "off".to_string(),
+            zone: "UTC".to_string(),
+            portable_tar: false,
+            heartbeat: 1,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Keeps two instances from writing to one remote.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use nrt_core::inventory::Failure;
+use nrt_core::layout::{self, Instance};
+use nrt_core::offsite::Phase;
+use nrt_core::offsite::owner::{FILE, Owner, Verdict, judge};
+use nrt_process::files::write_atomically;
+
+use super::rclone::random;
+use super::remote::{Remote, failure};
+use super::state::Shared;
+
+/// Which instance of the cluster this is: it stays the same as long as the data directory does,
+/// and a copy of that is another one.
+pub(crate) fn instance(state: &Path) -> Result<String, Failure> {
+    let problem = |error: std::io::Error| Failure {
+        message: format!("the state directory cannot be used: {error}"),
+        hint: "See that the server's user may write to it, and that its disk has room.".to_string(),
+    };
+    let directory = fs::metadata(state).map_err(problem)?.ino();
+    let file = state.join(layout::INSTANCE);
+    let known = fs::read(&file).ok().and_then(|it| serde_json::from_slice::<Instance>(&it).ok());
+    if let Some(known) = known.filter(|it| it.directory == directory) {
+        return Ok(known.id);
+    }
+    let new = Instance { id: random().map_err(problem)?, directory };
+    let text = serde_json::to_vec(&new).map_err(|error| problem(error.into()))?;
+    write_atomically(&file, &text).map_err(problem)?;
+    Ok(new.id)
+}
+
+/// Waits until the remote is ours. `false` if the session ends before.
+pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Failure> {
+    let heartbeat = beat(shared);
+    let mut seen: Option<(Owner, Instant)> = None;
+    while !shared.is_over() {
+        let found = read(remote)?;
+        let unchanged_for = match (&found, &seen) {
+            (Some(found), Some((known, since))) if found == known => since.elapsed(),
+            _ => Duration::ZERO,
+        };
+        if unchanged_for.is_zero() {
+            seen = found.clone().map(|owner| (owner, Instant::now()));
+        }
+        let request = Path::new(&shared.plan.state).join(layout::TAKEOVER);
+        let asked = fs::read_to_string(&request).ok();
+        let system_id = shared.plan.system_id;
+        let verdict =
+            judge(found.as_ref(), system_id, me, unchanged_for, heartbeat, asked.is_some());
+        match verdict {
+            Verdict::Ours | Verdict::MayClaim => {
+                claim(shared, remote, me)?;
+                // Somebody else may have thought the same: the last one to write has it.
+                if verdict == Verdict::MayClaim && found.is_some() {
+                    shared.sleep(heartbeat.min(Duration::from_secs(2)));
+                    if read(remote)?.is_none_or(|owner| owner.instance != me) {
+                        continue;
+                    }
+                }
+                if asked.is_some_and(|request| request.trim() == SET_ASIDE) {
+                    set_aside(remote)?;
+                }
+                let _ = fs::remove_file(&request);
+                return Ok(true);
+            }
+            Verdict::OtherInstance(owner) => fence(shared, other_instance(&owner)),
+            Verdict::OtherCluster(owner) => {
+                // Nothing that an operator asks can make this right.
+                let _ = fs::remove_file(&request);
+                fence(shared, other_cluster(&owner));
+            }
+        }
+        shared.sleep((heartbeat / 3).min(Duration::from_secs(2)));
+    }
+    Ok(false)
+}
+
+/// The copy of the file, written once when the remote is claimed.
+const COPY: &str = "owner.json.copy";
+
+/// What stands in the request for a takeover that keeps the remote's backups under another name.
+pub(crate) const SET_ASIDE: &str = "set-aside";
+
+/// Moves what the remote holds to another place there.
+fn set_aside(remote: &Remote) -> Result<(), Failure> {
+    let place = format!("set-aside/{}", Utc::now().format("%Y%m%d-%H%M%S"));
+    for directory in ["repository", "wal-tail"] {
+        let there =
+            remote.list(directory).map_err(|it| failure("the remote cannot be read", &it))?;
+        if !there.is_empty() {
+            remote
+                .rename_directory(directory, &format!("{place}/{directory}"))
+                .map_err(|it| failure("the remote's backups cannot be set aside", &it))?;
+            eprintln!("owner: set \"{directory}\" aside as \"{place}/{directory}\"");
+        }
+    }
+    Ok(())
+}
+
+/// Gives signs of life until the session is over, and ends it when the remote is not ours any
+/// more.
+pub(crate) fn run(shared: &Shared, remote: &Remote, me: &str) {
+    while !shared.is_over() {
+        shared.sleep(beat(shared));
+        if shared.is_over() {
+            return;
+        }
+        match read(remote) {
+            Ok(Some(owner)) if owner.instance == me => match write(shared, remote, me) {
+                Ok(()) => shared.report("owner", None),
+                Err(problem) => shared.report("owner", Some(problem)),
+            },
+            Ok(Some(owner)) => {
+                eprintln!("owner: \"{}\" has taken the remote", owner.host);
+                shared.end_session();
+            }
+            Ok(None) => {
+                // Somebody has emptied the remote: find out what is left of it.
+                eprintln!("owner: \"{FILE}\" is gone from the remote");
+                shared.end_session();
+            }
+            Err(problem) => {
+                shared.report("owner", Some(problem));
+                if !remote.is_running() {
+                    shared.end_session();
+                }
+            }
+        }
+    }
+}
+
+/// Looks whether the remote is still ours, right before something is replaced there.
+pub(crate) fn still_ours(shared: &Shared, remote: &Remote) -> Result<(), Failure> {
+    let me = instance(Path::new(&shared.plan.state))?;
+    match read(remote)? {
+        Some(owner) if owner.instance == me => Ok(()),
+        Some(owner) => {
+            shared.end_session();
+            Err(other_instance(&owner))
+        }
+        None => {
+            shared.end_session();
+            Err(Failure {
+                message: format!("\"{FILE}\" is gone from the remote"),
+                hint: "What is left there is looked at anew.".to_string(),
+            })
+        }
+    }
+}
+
+fn beat(shared: &Shared) -> Duration {
+    Duration::from_secs(shared.plan.heartbeat.max(1).into())
+}
+
+/// Who the remote says that it belongs to.
+///
+/// An instance that is killed while it writes leaves half a file on a remote that shows files
+/// while they are written; the copy then says whose it was.
+fn read(remote: &Remote) -> Result<Option<Owner>, Failure> {
+    let get = |name: &str| remote.get(name).map_err(|it| failure("the remote cannot be read", &it));
+    let Some(text) = get(FILE)? else { return Ok(None) };
+    if let Ok(owner) = serde_json::from_slice(&text) {
+        return Ok(Some(owner));
+    }
+    let copy = get(COPY)?.unwrap_or_default();
+    serde_json::from_slice(&copy).map(Some).map_err(|error| Failure {
+        message: format!("\"{FILE}\" on the remote cannot be read: {error}"),
+        hint: format!("If no other server ships there, delete \"{}/{FILE}\".", remote.root),
+    })
+}
+
+/// Makes this instance the owner.
+fn claim(shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
+    write_to(COPY, shared, remote, me)?;
+    write_to(FILE, shared, remote, me)
+}
+
+/// Gives a sign of life.
+fn write(shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
+    write_to(FILE, shared, remote, me)
+}
+
+fn write_to(name: &str, shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
+    let timeline = shared.lock().position.map_or(0, |position| position.timeline);
+    let owner = Owner {
+        system_identifier: shared.plan.system_id.to_string(),
+        instance: me.to_string(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        timeline,
+        heartbeat: Utc::now(),
+    };
+    let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
+    remote.put(name, &text).map_err(|it| failure("the remote cannot be written", &it))
+}
+
+fn fence(shared: &Shared, why: Failure) {
+    let mut state = shared.lock();
+    let known = state.status.phase == Phase::Fenced && state.status.failure.as_ref() == Some(&why);
+    if known {
+        return;
+    }
+    eprintln!("owner: {}", why.message);
+    state.status.phase = Phase::Fenced;
+    state.status.failure = Some(why);
+    drop(state);
+    shared.change(|_| ());
+}
+
+fn other_instance(owner: &Owner) -> Failure {
+    Failure {
+        message: format!(
+            "another instance of this cluster, on host \"{}\", ships to this remote: nothing is \
+             shipped from here",
+            owner.host
+        ),
+        hint: "If that one is gone for good, run \"nrt-backup takeover\" here; otherwise set \
+               nrt_backup.name to another name."
+            .to_string(),
+    }
+}
+
+fn other_cluster(owner: &Owner) -> Failure {
+    Failure {
+        message: format!(
+            "this place on the remote belongs to another cluster (system identifier {}, host \
+             \"{}\"): nothing is shipped from here",
+            owner.system_identifier, owner.host
+        ),
+        hint: "Set nrt_backup.name to a name of this cluster's own.".to_string(),
+    }
+}

@@ -1,0 +1,355 @@
+//! Reads and writes the cluster's directory on the remote, through rclone.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nrt_core::inventory::Failure;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::rclone::{Rclone, Refusal};
+
+/// How long a small object may take.
+const SMALL: Duration = Duration::from_secs(120);
+/// How long a listing may take.
+const LISTING: Duration = Duration::from_secs(1800);
+/// How often a long job is asked how it is.
+const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// A file on the remote.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Entry {
+    /// Below the directory that was listed.
+    pub(crate) path: String,
+    /// Bytes.
+    pub(crate) size: i64,
+}
+
+/// How a file is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Its name says what it holds: one of the same size is the same.
+    SameName,
+    /// It is new for certain, and nothing has to be looked at.
+    New,
+    /// What is there is replaced.
+    Replace,
+}
+
+/// The cluster's directory on the remote.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    rclone: Rclone,
+    /// `name:path/cluster`.
+    pub(crate) root: String,
+    outbox: String,
+    numbers: AtomicU64,
+    /// Whether rclone encrypts what it writes there.
+    pub(crate) is_encrypted: bool,
+    /// Bytes and objects that were sent.
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) sent_objects: AtomicU64,
+}
+
+impl Remote {
+    /// The directory `root` on a remote of this rclone. Small files are put into `outbox` on
+    /// their way.
+    pub(crate) fn new(rclone: Rclone, root: String, is_encrypted: bool, outbox: &Path) -> Remote {
+        Remote {
+            is_encrypted,
+            rclone,
+            root,
+            outbox: outbox.to_string_lossy().into_owned(),
+            numbers: AtomicU64::default(),
+            sent_bytes: AtomicU64::default(),
+            sent_objects: AtomicU64::default(),
+        }
+    }
+
+    /// rclone's version.
+    pub(crate) fn version(&self) -> &str {
+        &self.rclone.version
+    }
+
+    /// Whether rclone is there at all.
+    pub(crate) fn is_running(&self) -> bool {
+        self.rclone.is_running()
+    }
+
+    fn below(&self, directory: &str) -> String {
+        if directory.is_empty() { self.root.clone() } else { format!("{}/{directory}", self.root) }
+    }
+
+    /// A name in the outbox that nothing else uses.
+    pub(crate) fn spool_name(&self) -> String {
+        format!("{}", self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The outbox.
+    pub(crate) fn outbox(&self) -> &Path {
+        Path::new(&self.outbox)
+    }
+
+    /// Every file below a directory. A directory that is not there has none.
+    pub(crate) fn list(&self, directory: &str) -> Result<Vec<Entry>, Refusal> {
+        let parameters = json!({
+            "fs": self.below(directory),
+            "remote": "",
+            "opt": { "recurse": true, "filesOnly": true, "noModTime": true, "noMimeType": true },
+        });
+        match self.rclone.call("operations/list", &parameters, LISTING) {
+            Ok(mut answer) => {
+                serde_json::from_value(answer["list"].take()).map_err(|error| Refusal {
+                    words: format!("rclone's listing cannot be read: {error}"),
+                    missing: false,
+                    gone: false,
+                })
+            }
+            Err(refusal) if refusal.missing => Ok(Vec::new()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// The size of a file; `None` if it is not there.
+    pub(crate) fn size(&self, path: &str) -> Result<Option<u64>, Refusal> {
+        let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let entry = self.list(directory)?.into_iter().find(|entry| entry.path == name);
+        Ok(entry.and_then(|entry| u64::try_from(entry.size).ok()))
+    }
+
+    /// Sends one file of this machine. When this returns, the remote has confirmed it.
+    pub(crate) fn send(
+        &self,
+        directory: &str,
+        name: &str,
+        path: &str,
+        mode: Mode,
+    ) -> Result<(), Refusal> {
+        let size = fs::metadata(Path::new(directory).join(name)).map_or(0, |it| it.len());
+        let config = match mode {
+            Mode::SameName => json!({ "SizeOnly": true }),
+            Mode::New => json!({ "NoCheckDest": true }),
+            Mode::Replace => json!({ "IgnoreTimes": true }),
+        };
+        let parameters = json!({
+            "srcFs": directory, "srcRemote": name,
+            "dstFs": self.root, "dstRemote": path,
+            "_config": config,
+        });
+        // A file that takes longer than a small one is sent as a job, which is asked how it is.
+        if size > 1 << 20 {
+            let parameters = with_job(parameters);
+            self.run("operations/copyfile", parameters, &AtomicBool::new(false))?;
+        } else {
+            self.rclone.call("operations/copyfile", &parameters, SMALL)?;
+        }
+        self.count(size, 1);
+        Ok(())
+    }
+
+    /// Sends a small text.
+    pub(crate) fn put(&self, path: &str, content: &[u8]) -> Result<(), Refusal> {
+        let name = self.spool_name();
+        let spooled = self.outbox().join(&name);
+        let written = fs::write(&spooled, content).map_err(|error| Refusal {
+            words: format!("could not write \"{}\": {error}", spooled.display()),
+            missing: false,
+            gone: false,
+        });
+        let sent = written.and_then(|()| self.send(&self.outbox, &name, path, Mode::Replace));
+        let _ = fs::remove_file(spooled);
+        sent
+    }
+
+    /// Reads a small file; `None` if it is not there.
+    pub(crate) fn get(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+        let name = self.spool_name();
+        let spooled = self.outbox().join(&name);
+        let parameters = json!({
+            "srcFs": self.root, "srcRemote": path,
+            "dstFs": self.outbox, "dstRemote": name,
+            "_config": { "NoCheckDest": true },
+        });
+        let fetched = match self.rclone.call("operations/copyfile", &parameters, SMALL) {
+            Ok(_) => fs::read(&spooled).map(Some).map_err(|error| Refusal {
+                words: format!("could not read \"{}\": {error}", spooled.display()),
+                missing: false,
+                gone: false,
+            }),
+            Err(refusal) if refusal.missing => Ok(None),
+            Err(refusal) => Err(refusal),
+        };
+        let _ = fs::remove_file(spooled);
+        fetched
+    }
+
+    /// Makes a directory on the remote hold all files of one here that pass the filter rules,
+    /// and deletes nothing. Ends early, with an error, when `stop` is set.
+    pub(crate) fn send_directory(
+        &self,
+        directory: &str,
+        path: &str,
+        rules: &[&str],
+        stop: &AtomicBool,
+    ) -> Result<(), Refusal> {
+        let parameters = with_job(json!({
+            "srcFs": directory,
+            "dstFs": self.below(path),
+            "_config": { "SizeOnly": true },
+            "_filter": { "FilterRule": rules },
+        }));
+        let group = format!("send-{}", self.numbers.fetch_add(1, Ordering::Relaxed));
+        let mut parameters = parameters;
+        parameters["_group"] = json!(group);
+        let done = self.run("sync/copy", parameters, stop);
+        if let Ok(stats) =
+            self.rclone.call("core/stats", &json!({ "group": group }), Duration::from_secs(10))
+        {
+            let number = |name: &str| stats[name].as_u64().unwrap_or(0);
+            self.count(number("bytes"), number("transfers"));
+            let _ = self.rclone.call(
+                "core/stats-delete",
+                &json!({ "group": group }),
+                Duration::from_secs(10),
+            );
+        }
+        done
+    }
+
+    /// Gives a file of the remote another name there.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), Refusal> {
+        let parameters = with_job(json!({
+            "srcFs": self.root, "srcRemote": from, "dstFs": self.root, "dstRemote": to,
+        }));
+        self.run("operations/movefile", parameters, &AtomicBool::new(false))
+    }
+
+    /// Hides secrets in words that came around rclone's own answers.
+    pub(crate) fn hide(&self, words: &str) -> String {
+        self.rclone.hide(words)
+    }
+
+    /// Moves a directory of the remote to another place there.
+    pub(crate) fn rename_directory(&self, from: &str, to: &str) -> Result<(), Refusal> {
+        let parameters = with_job(json!({
+            "srcFs": self.below(from), "dstFs": self.below(to), "deleteEmptySrcDirs": true,
+        }));
+        self.run("sync/move", parameters, &AtomicBool::new(false))
+    }
+
+    /// Runs a job to its end, however long it takes.
+    fn run(&self, method: &str, parameters: Value, stop: &AtomicBool) -> Result<(), Refusal> {
+        let started = self.rclone.call(method, &parameters, SMALL)?;
+        let job = json!({ "jobid": started["jobid"] });
+        let mut pause = POLL.0;
+        loop {
+            thread::sleep(pause);
+            pause = (pause * 2).min(POLL.1);
+            let status = self.rclone.call("job/status", &job, SMALL)?;
+            if status["finished"].as_bool() == Some(true) {
+                if status["success"].as_bool() == Some(true) {
+                    return Ok(());
+                }
+                let words = status["error"].as_str().unwrap_or("no reason given");
+                return Err(Refusal {
+                    missing: words.contains("not found"),
+                    words: self.rclone.hide(words),
+                    gone: false,
+                });
+            }
+            if stop.load(Ordering::Relaxed) {
+                let _ = self.rclone.call("job/stop", &job, Duration::from_secs(5));
+                return Err(Refusal { words: "stopped".into(), missing: false, gone: false });
+            }
+        }
+    }
+
+    /// Deletes a file. One that is not there is deleted.
+    pub(crate) fn delete(&self, path: &str) -> Result<(), Refusal> {
+        let parameters = json!({ "fs": self.root, "remote": path });
+        gone_is_well(self.rclone.call("operations/deletefile", &parameters, SMALL))
+    }
+
+    /// Deletes a directory and all that is in it. One that is not there is deleted.
+    pub(crate) fn purge(&self, path: &str) -> Result<(), Refusal> {
+        let parameters = json!({ "fs": self.root, "remote": path });
+        gone_is_well(self.rclone.call("operations/purge", &parameters, LISTING))
+    }
+
+    fn count(&self, bytes: u64, objects: u64) {
+        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.sent_objects.fetch_add(objects, Ordering::Relaxed);
+    }
+}
+
+fn with_job(mut parameters: Value) -> Value {
+    parameters["_async"] = json!(true);
+    parameters
+}
+
+fn gone_is_well(answer: Result<Value, Refusal>) -> Result<(), Refusal> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(refusal) if refusal.missing || refusal.words.contains("not found") => Ok(()),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// What an operator is told where the remote refuses.
+pub(crate) fn failure(what: &str, refusal: &Refusal) -> Failure {
+    let words = refusal.words.trim();
+    let lower = words.to_lowercase();
+    let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
+    let hint = if says(&["401", "403", "denied", "unauthor", "forbidden", "unable to authenticate"])
+    {
+        "See that the credentials in rclone's configuration are right and may read, write and \
+         list there."
+    } else if says(&["no space", "quota", "507", "insufficient storage", "full"]) {
+        "Make room on the remote."
+    } else if says(&["refused", "no such host", "timeout", "i/o", "unreachable", "deadline"]) {
+        "The remote cannot be reached; what is missing there is sent when it can."
+    } else if says(&["didn't find section", "section in config"]) {
+        "Set nrt_backup.remote_name to a remote of rclone's configuration."
+    } else {
+        "It is tried again. Try \"rclone lsd <remote>:\" with this configuration as the server's \
+         user."
+    };
+    Failure { message: format!("{what}: {words}"), hint: hint.to_string() }
+}
+
+/// Waits before something is tried again: longer each time, and not beyond what ends the wait.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl Backoff {
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    /// Nothing has failed yet.
+    pub(crate) fn new() -> Backoff {
+        Backoff { failures: 0, until: None }
+    }
+
+    /// It failed; the next try is not before some time.
+    pub(crate) fn failed(&mut self) {
+        let pause = Duration::from_millis(500).saturating_mul(1 << self.failures.min(10));
+        self.failures += 1;
+        self.until = Some(Instant::now() + pause.min(Self::LONGEST));
+    }
+
+    /// It worked.
+    pub(crate) fn worked(&mut self) {
+        *self = Backoff::new();
+    }
+
+    /// How long there is to wait still.
+    pub(crate) fn left(&self) -> Duration {
+        self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+}

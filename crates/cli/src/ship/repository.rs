@@ -1,0 +1,262 @@
+//! Looks at the local pgBackRest repository: the truth about backups.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nrt_core::inventory::Failure;
+use nrt_core::offsite::Plan;
+use nrt_core::pgbackrest::names::valid_label;
+
+use crate::commands::look::own_option;
+
+/// A directory that was changed so recently may be changed again within the same tick of the
+/// file system's clock.
+const TICK: Duration = Duration::from_secs(2);
+
+/// Where the repository is on this machine.
+///
+/// # Errors
+///
+/// If the operator's own configuration keeps it elsewhere.
+pub(crate) fn directory(plan: &Plan) -> Result<PathBuf, Failure> {
+    let Some(config) = &plan.own_config else { return Ok(PathBuf::from(&plan.repository)) };
+    let local = own_option(config, "repo1-type").is_none_or(|kind| kind == "posix")
+        && own_option(config, "repo1-host").is_none();
+    if !local {
+        return Err(Failure {
+            message: format!("the repository of \"{config}\" is not a directory of this machine"),
+            hint: "Only a local repository can be mirrored: let repo1 be one, or let pgBackRest \
+                   alone write to its own remote and remove nrt_backup.rclone_config."
+                .to_string(),
+        });
+    }
+    let path = own_option(config, "repo1-path");
+    Ok(PathBuf::from(path.unwrap_or_else(|| "/var/lib/pgbackrest".to_string())))
+}
+
+/// The files that change, as they are at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Info {
+    /// The archive's.
+    pub(crate) archive: Vec<u8>,
+    /// The backups'.
+    pub(crate) backup: Vec<u8>,
+}
+
+impl Info {
+    /// Reads both; `None` while there is no stanza.
+    pub(crate) fn read(repository: &Path, stanza: &str) -> io::Result<Option<Info>> {
+        let archive = read(&repository.join("archive").join(stanza).join("archive.info"))?;
+        let backup = read(&repository.join("backup").join(stanza).join("backup.info"))?;
+        Ok(archive.zip(backup).map(|(archive, backup)| Info { archive, backup }))
+    }
+
+    /// Whether pgBackRest encrypts the repository.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        !self.backup.starts_with(b"[")
+    }
+
+    /// The labels that it lists, unless it is encrypted.
+    pub(crate) fn labels(&self) -> Option<BTreeSet<String>> {
+        (!self.is_encrypted()).then(|| labels_in(&self.backup))
+    }
+}
+
+/// The labels that a `backup.info` lists.
+pub(crate) fn labels_in(info: &[u8]) -> BTreeSet<String> {
+    let text = String::from_utf8_lossy(info);
+    let current = text.lines().skip_while(|line| line.trim() != "[backup:current]").skip(1);
+    let current = current.take_while(|line| !line.starts_with('['));
+    let labels = current.filter_map(|line| line.split_once('=')).map(|(label, _)| label.trim());
+    labels.filter(|label| valid_label(label)).map(str::to_string).collect()
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(named(path, &error)),
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// The names in a directory; none if it is not there.
+pub(crate) fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(named(directory, &error)),
+    };
+    let names = entries.map(|entry| entry.map(|it| it.file_name().to_string_lossy().into_owned()));
+    names.collect::<io::Result<Vec<String>>>().map_err(|error| named(directory, &error))
+}
+
+/// The backups that are finished: they have a manifest.
+pub(crate) fn finished(repository: &Path, stanza: &str) -> io::Result<BTreeSet<String>> {
+    let directory = repository.join("backup").join(stanza);
+    let labels = names(&directory)?.into_iter().filter(|name| valid_label(name));
+    Ok(labels.filter(|label| has_manifest(&directory.join(label))).collect())
+}
+
+/// Whether the backup in a directory is finished.
+pub(crate) fn has_manifest(directory: &Path) -> bool {
+    directory.join("backup.manifest").is_file()
+}
+
+/// Whether the repository has ever held a backup: it keeps the manifests of those that it expired.
+pub(crate) fn has_held(repository: &Path, stanza: &str, label: &str) -> bool {
+    let backups = repository.join("backup").join(stanza);
+    let Some(year) = label.get(0..4) else { return false };
+    let history = backups.join("backup.history").join(year);
+    has_manifest(&backups.join(label))
+        || names(&history).is_ok_and(|names| {
+            names.iter().any(|name| name.starts_with(&format!("{label}.manifest")))
+        })
+}
+
+/// Every file of a finished backup with its size, below its directory. What pgBackRest itself does
+/// not need is left out.
+pub(crate) fn files_of(directory: &Path) -> io::Result<BTreeMap<String, u64>> {
+    let mut files = BTreeMap::new();
+    let mut open = vec![(directory.to_path_buf(), String::new())];
+    while let Some((directory, prefix)) = open.pop() {
+        for entry in fs::read_dir(&directory).map_err(|error| named(&directory, &error))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kind = entry.file_type()?;
+            let path = format!("{prefix}{name}");
+            if kind.is_dir() {
+                open.push((entry.path(), format!("{path}/")));
+            } else if kind.is_file() && !left_out(&name) {
+                files.insert(path, entry.metadata()?.len());
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// What is not mirrored: unfinished files, and the second copy of a manifest.
+pub(crate) fn left_out(name: &str) -> bool {
+    name.ends_with(".pgbackrest.tmp") || name == "backup.manifest.copy"
+}
+
+/// The archive as it was found last. Only directories that have changed are read again.
+#[derive(Debug, Default)]
+pub(crate) struct Archive {
+    directories: BTreeMap<String, (SystemTime, Vec<String>)>,
+}
+
+impl Archive {
+    /// Reads what has changed. Answers all files, by the directory below the stanza's.
+    pub(crate) fn read(
+        &mut self,
+        root: &Path,
+    ) -> io::Result<&BTreeMap<String, (SystemTime, Vec<String>)>> {
+        let mut seen = BTreeSet::new();
+        for id in names(root)? {
+            if !root.join(&id).is_dir() {
+                continue;
+            }
+            self.read_one(root, &id)?;
+            seen.insert(id.clone());
+            let groups: Vec<String> = match self.directories.get(&id) {
+                Some((_, names)) => names.iter().filter(|it| is_group(it)).cloned().collect(),
+                None => Vec::new(),
+            };
+            for group in groups {
+                let path = format!("{id}/{group}");
+                self.read_one(root, &path)?;
+                seen.insert(path);
+            }
+        }
+        self.directories.retain(|path, _| seen.contains(path));
+        Ok(&self.directories)
+    }
+
+    fn read_one(&mut self, root: &Path, path: &str) -> io::Result<()> {
+        let directory = root.join(path);
+        // The time first: what comes while the directory is read makes it a newer one.
+        let changed = match fs::metadata(&directory).and_then(|it| it.modified()) {
+            Ok(changed) => changed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(named(&directory, &error)),
+        };
+        if self.directories.get(path).is_some_and(|(known, _)| *known == changed) {
+            return Ok(());
+        }
+        let mut names = names(&directory)?;
+        names.retain(|name| !left_out(name));
+        names.sort();
+        let settled = changed.elapsed().is_ok_and(|age| age > TICK);
+        let known = if settled { changed } else { SystemTime::UNIX_EPOCH };
+        self.directories.insert(path.to_string(), (known, names));
+        Ok(())
+    }
+}
+
+/// Whether a name is that of a directory of up to 256 segments.
+pub(crate) fn is_group(name: &str) -> bool {
+    name.len() == 16 && name.bytes().all(|it| it.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_labels() {
+        let info =
+            b"[backrest]\nbackrest-format=5\n\n[backup:current]\n20261122-010203F={\"a\":1}\n\
+            20261122-010203F_20261122-020304I={\"x\":\"[db]\"}\nnonsense={}\n\n[db]\ndb-id=1\n";
+        let info = Info { archive: Vec::new(), backup: info.to_vec() };
+        let labels: Vec<String> = info.labels().expect("plain").into_iter().collect();
+        assert_eq!(labels, ["20261122-010203F", "20261122-010203F_20261122-020304I"]);
+        assert!(Info { archive: Vec::new(), backup: b"Salted__x".to_vec() }.labels().is_none());
+    }
+
+    #[test]
+    fn reads_only_what_has_changed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let group = root.path().join("15-1/0000000100000000");
+        fs::create_dir_all(&group).expect("made");
+        fs::write(root.path().join("archive.info"), "x").expect("written");
+        fs::write(group.join("a"), "x").expect("written");
+        fs::write(group.join("b.pgbackrest.tmp"), "x").expect("written");
+        let mut archive = Archive::default();
+        let names = |archive: &mut Archive| {
+            let all = archive.read(root.path()).expect("read");
+            all.get("15-1/0000000100000000").map(|(_, names)| names.clone()).unwrap_or_default()
+        };
+        assert_eq!(names(&mut archive), ["a"]);
+        fs::write(group.join("c"), "x").expect("written");
+        assert_eq!(names(&mut archive), ["a", "c"]);
+        fs::remove_dir_all(&group).expect("removed");
+        assert!(names(&mut archive).is_empty());
+    }
+
+    #[test]
+    fn knows_what_a_repository_has_held() {
+        let root = tempfile::tempdir().expect("a directory");
+        let backups = root.path().join("backup/main");
+        fs::create_dir_all(backups.join("backup.history/2026")).expect("made");
+        let expired = "20260101-000000F";
+        let manifest = format!("backup.history/2026/{expired}.manifest.gz");
+        fs::write(backups.join(manifest), "x").expect("written");
+        fs::create_dir_all(backups.join("20260102-000000F/pg_data")).expect("made");
+        assert!(has_held(root.path(), "main", expired));
+        assert!(!has_held(root.path(), "main", "20260102-000000F"));
+        assert!(finished(root.path(), "main").expect("read").is_empty());
+        fs::write(backups.join("20260102-000000F/backup.manifest"), "xx").expect("written");
+        fs::write(backups.join("20260102-000000F/pg_data/1.zst"), "x").expect("written");
+        assert!(has_held(root.path(), "main", "20260102-000000F"));
+        let files = files_of(&backups.join("20260102-000000F")).expect("read");
+        let expected = [("backup.manifest".to_string(), 2), ("pg_data/1.zst".to_string(), 1)];
+        assert_eq!(files.into_iter().collect::<Vec<_>>(), expected);
+    }
+}

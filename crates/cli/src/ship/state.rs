@@ -1,0 +1,328 @@
+//! Holds what the threads of shipping share, and shows it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use nrt_core::inventory::{Failure, Inventory};
+use nrt_core::layout;
+use nrt_core::lsn::{Lsn, Segment};
+use nrt_core::offsite::tail::{Coverage, Piece, parse_history};
+use nrt_core::offsite::{Phase, Plan, Position, Status};
+
+/// Positions that are remembered with their time. One a second, for an hour; of more, every
+/// other one is forgotten.
+const HEARD: usize = 4096;
+
+/// What the threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// What to do.
+    pub(crate) plan: Plan,
+    /// The repository's directory on this machine.
+    pub(crate) repository: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// The process is about to end.
+    pub(crate) stop: AtomicBool,
+    /// The session with the remote is over: another owner, a dead rclone, or `stop`.
+    pub(crate) over: AtomicBool,
+}
+
+/// What they know.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// How far the WAL is on disk.
+    pub(crate) position: Option<Position>,
+    /// Where the timeline of `position` came from.
+    history: (u32, Vec<(u32, Lsn)>),
+    /// Positions with the time at which they were heard of, until the remote has them.
+    heard: VecDeque<(Position, DateTime<Utc>)>,
+    /// Where shipping begins while no backup is on the remote.
+    begin: Option<Position>,
+    /// What of the WAL is on the remote.
+    pub(crate) coverage: Coverage,
+    /// Segments that are archived in the local repository.
+    pub(crate) archived_here: Coverage,
+    /// Where the restore of each backup in the repository begins.
+    starts: BTreeMap<String, Position>,
+    /// Pieces that others have replaced.
+    pub(crate) replaced: Vec<Piece>,
+    /// How many passes over the local archive have begun, and how many of them have sent all that
+    /// they found.
+    pub(crate) passes: (u64, u64),
+    /// A pass is wanted at once.
+    pub(crate) pass_wanted: bool,
+    /// Objects that could not be deleted, and why, by what they are.
+    pub(crate) undeleted: BTreeMap<&'static str, (u64, Option<Failure>)>,
+    /// Why each part does not get on.
+    pub(crate) failures: BTreeMap<&'static str, Failure>,
+    /// What everybody is shown.
+    pub(crate) status: Status,
+    shown: Option<Status>,
+    /// Counts changes.
+    generation: u64,
+}
+
+impl State {
+    /// How far a restore from the remote would come.
+    pub(crate) fn shipped(&self, segment_size: u64) -> Option<Position> {
+        let position = self.position?;
+        let starts = self.status.backups.iter().rev().filter_map(|label| self.starts.get(label));
+        starts
+            .filter_map(|start| {
+                let history = self.history.1.as_slice();
+                self.coverage.shipped(*start, position.timeline, history, segment_size)
+            })
+            .next()
+    }
+
+    /// Where the next byte to ship is.
+    pub(crate) fn next(&self, segment_size: u64) -> Option<Position> {
+        let position = self.position?;
+        self.shipped(segment_size).or_else(|| {
+            let begin = self.begin?;
+            let history = self.history.1.as_slice();
+            self.coverage.shipped(begin, position.timeline, history, segment_size)
+        })
+    }
+
+    /// Up to where WAL of a timeline is to be shipped.
+    pub(crate) fn limit(&self, timeline: u32, segment_size: u64) -> Option<Lsn> {
+        let position = self.position?;
+        if position.timeline == timeline {
+            return Some(position.flushed);
+        }
+        let (_, left_at) = self.history.1.iter().find(|(parent, _)| *parent == timeline)?;
+        Some(Segment::of(timeline, *left_at, segment_size).start(segment_size))
+    }
+
+    /// Takes in how far the WAL is on disk now.
+    fn hear(&mut self, position: Position, plan: &Plan) {
+        if self.history.0 != position.timeline {
+            self.history = (position.timeline, history(plan, position.timeline));
+            // Until a backup leads to the new timeline, shipping begins where that does.
+            let begin = self.history.1.last().map_or(position.flushed, |(_, left_at)| *left_at);
+            self.begin = Some(first_of(position.timeline, begin, plan.segment_size));
+        }
+        if let Some(before) = self.position
+            && before.timeline == position.timeline
+            && position.flushed < before.flushed
+        {
+            eprintln!(
+                "the server's WAL went back from {} to {}: what lies behind is shipped anew",
+                before.flushed, position.flushed
+            );
+            let cut = self.coverage.cut(position.timeline, position.flushed);
+            self.replaced.extend(cut);
+            self.heard.clear();
+        }
+        self.position = Some(position);
+        if self.heard.len() >= HEARD {
+            let mut keep = false;
+            self.heard.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+        self.heard.push_back((position, Utc::now()));
+    }
+
+    /// Brings the status up to date.
+    fn refresh(&mut self, segment_size: u64) {
+        let shipped = self.shipped(segment_size);
+        if let Some(shipped) = shipped {
+            let there = |heard: &Position| {
+                heard.timeline < shipped.timeline
+                    || (heard.timeline == shipped.timeline && heard.flushed <= shipped.flushed)
+            };
+            while self.heard.front().is_some_and(|(heard, _)| there(heard)) {
+                self.heard.pop_front();
+            }
+        }
+        self.status.shipped = shipped;
+        self.status.behind_since = shipped.and_then(|_| self.heard.front()).map(|(_, at)| *at);
+        self.status.mirror_failure = ["repository", "archive", "mirror"]
+            .iter()
+            .find_map(|part| self.failures.get(part))
+            .cloned();
+        self.status.deletions_pending = self.undeleted.values().map(|(count, _)| count).sum();
+        self.status.deletion_failure =
+            self.undeleted.values().find_map(|(_, failure)| failure.clone());
+        let failing = ["owner", "tail"].iter().find_map(|part| self.failures.get(part)).cloned();
+        match (self.status.phase, failing) {
+            (Phase::Shipping | Phase::Failing, Some(failure)) => {
+                self.status.phase = Phase::Failing;
+                self.status.failure = Some(failure);
+            }
+            (Phase::Failing, None) if self.status.failure.is_some() => {
+                self.status.phase = Phase::Shipping;
+                self.status.failure = None;
+            }
+            _ => {}
+        }
+        match self.status.phase {
+            Phase::Failing => {
+                self.status.failing_since.get_or_insert_with(Utc::now);
+            }
+            _ => self.status.failing_since = None,
+        }
+    }
+}
+
+/// The first byte of the segment that holds a position.
+fn first_of(timeline: u32, at: Lsn, segment_size: u64) -> Position {
+    let flushed = Segment::of(timeline, at, segment_size).start(segment_size);
+    Position { timeline, flushed }
+}
+
+/// What the history file of a timeline says. The first timeline has none.
+fn history(plan: &Plan, timeline: u32) -> Vec<(u32, Lsn)> {
+    if timeline <= 1 {
+        return Vec::new();
+    }
+    let name = format!("{timeline:08X}.history");
+    let path = Path::new(&plan.data_directory).join("pg_wal").join(name);
+    match fs::read_to_string(&path) {
+        Ok(text) => parse_history(&text),
+        Err(error) => {
+            eprintln!("could not read \"{}\": {error}", path.display());
+            Vec::new()
+        }
+    }
+}
+
+impl Shared {
+    /// Nothing is known yet.
+    pub(crate) fn new(plan: Plan, repository: PathBuf) -> Shared {
+        Shared {
+            plan,
+            repository,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    /// Locks what is known.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known, and wakes whoever waits for that.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        state.refresh(self.plan.segment_size);
+        state.generation += 1;
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Takes in a position.
+    pub(crate) fn hear(&self, position: Position) {
+        self.change(|state| state.hear(position, &self.plan));
+    }
+
+    /// Takes in what the last look of the worker found in the repository.
+    pub(crate) fn read_inventory(&self) -> Option<Inventory> {
+        let text = fs::read(Path::new(&self.plan.state).join(layout::INVENTORY)).ok()?;
+        let inventory: Inventory = serde_json::from_slice(&text).ok()?;
+        let starts = inventory.backups_of(self.plan.system_id).filter_map(|backup| {
+            let start = Position { timeline: backup.timeline?, flushed: backup.start_lsn? };
+            Some((backup.label.clone(), start))
+        });
+        let starts: BTreeMap<String, Position> = starts.collect();
+        self.change(|state| state.starts = starts);
+        Some(inventory)
+    }
+
+    /// A part gets on, or does not.
+    pub(crate) fn report(&self, part: &'static str, failure: Option<Failure>) {
+        let known = self.lock().failures.get(part).cloned();
+        if known != failure {
+            match &failure {
+                Some(failure) => eprintln!("{part}: {}", failure.message),
+                None => eprintln!("{part}: in order again"),
+            }
+            self.change(|state| match failure {
+                Some(failure) => drop(state.failures.insert(part, failure)),
+                None => drop(state.failures.remove(part)),
+            });
+        }
+    }
+
+    /// How often something has changed. To be asked before looking at it, and passed to `wait`.
+    pub(crate) fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// Waits until something has changed since `seen`, the session is over, or so much time has
+    /// passed.
+    pub(crate) fn wait(&self, seen: u64, longest: Duration) {
+        let state = self.lock();
+        if !self.is_over() && state.generation == seen {
+            drop(self.changed.wait_timeout(state, longest).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Waits for a time, or until the session is over.
+    pub(crate) fn sleep(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.is_over() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            self.wait(self.generation(), left);
+        }
+    }
+
+    /// Whether the threads have to end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Ends the session.
+    pub(crate) fn end_session(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    /// Ends everything.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    /// Shows the status, if it is another one than before. Waits first until there is one.
+    pub(crate) fn show(&self, longest: Duration) {
+        let mut state = self.lock();
+        if state.shown.as_ref() == Some(&state.status) {
+            let waited = self.changed.wait_timeout(state, longest);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.shown.as_ref() == Some(&state.status) {
+            return;
+        }
+        let status = state.status.clone();
+        state.shown = Some(status.clone());
+        drop(state);
+        let path = Path::new(&self.plan.state).join(layout::SHIP);
+        let written = serde_json::to_vec(&status)
+            .map_err(std::io::Error::from)
+            .and_then(|text| nrt_process::files::replace(&path, &text));
+        if let Err(error) = written {
+            eprintln!("could not write \"{}\": {error}", path.display());
+            self.lock().shown = None;
+            // The disk is full: somebody has to make room first.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! Judges what is off-site.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{Check, Findings, critical, moment, ok, warning};
+use crate::inventory::Failure;
+use crate::offsite::{Comparison, Phase, Status};
+
+/// How shipping goes, as the worker sees it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Shipping {
+    /// The process.
+    pub process: Process,
+    /// What it has told since it started.
+    pub status: Option<Status>,
+}
+
+/// The process `nrt-backup ship`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Process {
+    /// No remote is configured.
+    #[default]
+    Off,
+    /// What configures the remote cannot be used.
+    Unusable(Failure),
+    /// Somebody has paused shipping.
+    Paused,
+    /// It has ended by itself, with these last words; it is started again and again.
+    Ended(String),
+    /// It runs.
+    Running {
+        /// Since when.
+        since: DateTime<Utc>,
+    },
+}
+
+/// How long shipping may take to find out what the remote holds.
+const STARTING: TimeDelta = TimeDelta::minutes(1);
+/// How long a backup may take to get off-site.
+const MIRRORED_WITHIN: TimeDelta = TimeDelta::hours(1);
+/// How many files a message names.
+const NAMED: usize = 3;
+/// What to do where the other check says it.
+const SEE_REMOTE: &str = "not known: see the check \"remote\"";
+/// What is said where nothing is to be shipped.
+const NO_REMOTE: &str = "no remote is configured";
+
+/// Whether the remote takes what is shipped.
+pub(super) fn remote(findings: &Findings<'_>) -> Check {
+    let name = "remote";
+    let shipping = &findings.shipping;
+    let since = match &shipping.process {
+        Process::Off => {
+            // Who wants it so is not to be nagged.
+            return ok(
+                name,
+                "no remote is configured: backups are only on this machine until \
+                 nrt_backup.rclone_config names one",
+            );
+        }
+        Process::Unusable(failure) => return critical(name, &*failure.message, &failure.hint),
+        Process::Paused => {
+            return warning(
+                name,
+                "shipping is paused: nothing new goes off-site",
+                "SELECT nrt_resume('shipping') lets it go on.",
+            );
+        }
+        Process::Ended(words) => {
+            return critical(
+                name,
+                format!("shipping does not run: {words}"),
+                "Mend what it says; it is started again by itself, and at once by \
+                 SELECT nrt_check(). The server's log has each end.",
+            );
+        }
+        Process::Running { since } => *since,
+    };
+    let words = |status: &Status| match &status.failure {
+        Some(failure) => (failure.message.clone(), failure.hint.clone()),
+        None => ("no reason known".to_string(), String::new()),
+    };
+    match &shipping.status {
+        Some(status) if status.phase == Phase::Shipping => {
+            let rclone = status.rclone.as_deref().unwrap_or("unknown");
+            ok(name, format!("\"{}\" takes what is shipped, by rclone {rclone}", status.remote))
+        }
+        Some(status) if status.phase == Phase::Fenced => {
+            let (message, hint) = words(status);
+            let hint =
+                or(&hint, "Only one server may write to a remote; nrt-backup takeover says which.");
+            critical(name, format!("\"{}\" is another's: {message}", status.remote), hint)
+        }
+        Some(status) if status.phase == Phase::Failing => {
+            let (message, hint) = words(status);
+            let since =
+                status.failing_since.map_or(String::new(), |at| format!(" since {}", moment(at)));
+            critical(
+                name,
+                format!("\"{}\" fails{since}: {message}", status.remote),
+                or(&hint, "It is tried again by itself."),
+            )
+        }
+        _ if findings.now - since > STARTING => warning(
+            name,
+            format!("nothing was heard of the remote since {}", moment(since)),
+            "It may be slow or hang; the file log/ship.log in the state directory has more.",
+        ),
+        _ => ok(name, "being looked at"),
+    }
+}
+
+fn or<'a>(hint: &'a str, otherwise: &'a str) -> &'a str {
+    if hint.is_empty() { otherwise } else { hint }
+}
+
+/// What shipping has told, once it knows what the remote holds; or what to say instead.
+fn told<'a>(findings: &'a Findings<'_>) -> Result<&'a Status, &'static str> {
+    match (&findings.shipping.process, &findings.shipping.status) {
+        (Process::Off, _) => Err(NO_REMOTE),
+        (Process::Running { .. }, Some(status)) if status.phase != Phase::Starting => Ok(status),
+        (Process::Running { .. }, _) => Err("being looked at"),
+        _ => Err(SEE_REMOTE),
+    }
+}
+
+/// Whether the WAL is off-site.
+pub(super) fn shipping(findings: &Findings<'_>) -> Check {
+    let name = "shipping";
+    let status = match told(findings) {
+        Ok(status) => status,
+        Err(instead) => return ok(name, instead),
+    };
+    let limit = TimeDelta::seconds(findings.settings.max_ship_lag);
+    if let Some(since) = status.behind_since
+        && limit > TimeDelta::zero()
+        && findings.now - since > limit
+    {
+        // Not how far: that changes all the time.
+        return critical(
+            name,
+            format!("WAL is behind off-site since {}", moment(since)),
+            "The remote, or the way to it, may be too slow or not there; see the check \"remote\". \
+             nrt_backup.max_ship_lag sets when this is reported.",
+        );
+    }
+    if let Some(failure) = &status.tail_refused {
+        return warning(
+            name,
+            &*failure.message,
+            or(&failure.hint, "Only finished segments go off-site."),
+        );
+    }
+    if status.backups.is_empty() {
+        return warning(
+            name,
+            "no backup is off-site yet: nothing can be restored from there",
+            "The newest one is on its way; see the check \"mirror\".",
+        );
+    }
+    ok(name, "WAL goes off-site as it is written")
+}
+
+/// Whether the remote holds what the repository does.
+pub(super) fn mirror(findings: &Findings<'_>) -> Check {
+    let name = "mirror";
+    let status = match told(findings) {
+        Ok(status) => status,
+        Err(instead) => return ok(name, instead),
+    };
+    if let Some(failure) = &status.mirror_failure {
+        return critical(
+            name,
+            &*failure.message,
+            or(&failure.hint, "It is tried again by itself."),
+        );
+    }
+    if let Some(Comparison { at, different, failure, .. }) = &status.comparison {
+        if !different.is_empty() {
+            let count = different.len();
+            return critical(
+                name,
+                format!(
+                    "{} differ on the remote from the repository, as found at {}: {}",
+                    if count == 1 { "1 file".to_string() } else { format!("{count} files") },
+                    moment(*at),
+                    listed(different)
+                ),
+                "One of the two is damaged. Check the repository with pgbackrest verify; if it is \
+                 sound, delete the files on the remote and run nrt-backup check.",
+            );
+        }
+        if let Some(failure) = failure {
+            return critical(
+                name,
+                format!("could not be compared at {}: {}", moment(*at), failure.message),
+                or(&failure.hint, "It is tried again on nrt_backup.comparison_schedule."),
+            );
+        }
+    }
+    let newest = findings
+        .state
+        .inventory()
+        .and_then(|inventory| inventory.backups_of(findings.system_id).next_back())
+        .filter(|backup| !status.backups.contains(&backup.label));
+    if let Some(backup) = newest
+        && findings.now - backup.stop_time > MIRRORED_WITHIN
+    {
+        return warning(
+            name,
+            format!(
+                "the backup {}, which ended at {}, is not off-site",
+                backup.label,
+                moment(backup.stop_time)
+            ),
+            "The remote, or the way to it, may be too slow; see the check \"remote\".",
+        );
+    }
+    if status.deletions_pending > 0 {
+        // Not how many: with each segment it is one more.
+        let words = status.deletion_failure.as_ref();
+        return warning(
+            name,
+            format!(
+                "what should be gone from the remote cannot be deleted: {}",
+                words.map_or("no reason known", |failure| &failure.message)
+            ),
+            or(
+                words.map_or("", |failure| &failure.hint),
+                "Let the credentials delete, or have the remote expire old objects by itself.",
+            ),
+        );
+    }
+    match &status.comparison {
+        Some(Comparison { at, repaired, .. }) if !repaired.is_empty() => ok(
+            name,
+            format!(
+                "what was missing was sent again at {}: {} ({} in all)",
+                moment(*at),
+                listed(repaired),
+                repaired.len()
+            ),
+        ),
+        _ => ok(name, "the remote holds what the repository does"),
+    }
+}
+
+fn listed(files: &[String]) -> String {
+    let named = files.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if files.len() > NAMED { format!("{named}, …") } else { named }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{expect, found};
+    use super::*;
+    use crate::health::Severity::{self, Critical, Warning};
+    use crate::kind::BackupType;
+    use crate::machine::Event;
+    use crate::machine::tests::world::{World, failure};
+
+    /// A world with one backup, and shipping that has it off-site.
+    fn shipped(w: &World) -> Shipping {
+        Shipping {
+            process: Process::Running { since: w.now },
+            status: Some(Status {
+                remote: "there:x/main".to_string(),
+                rclone: Some("1.60.1".to_string()),
+                phase: Phase::Shipping,
+                backups: w.reality.labels().into_iter().collect(),
+                ..Status::default()
+            }),
+        }
+    }
+
+    /// Checks what is amiss after a change of what shipping has told.
+    #[track_caller]
+    fn after(
+        w: &World,
+        change: impl FnOnce(&mut Shipping, &mut Status),
+        expected: &[(&str, Severity, &str)],
+    ) {
+        let mut shipping = shipped(w);
+        let mut status = shipping.status.take().expect("it has told");
+        change(&mut shipping, &mut status);
+        shipping.status = Some(status);
+        expect(&Findings { shipping, ..found(w) }, expected);
+    }
+
+    #[test]
+    fn all_is_off_site() {
+        let w = World::protected();
+        after(&w, |_, _| (), &[]);
+        after(&w, |_, it| it.behind_since = Some(w.now - TimeDelta::seconds(30)), &[]);
+        after(&w, |_, it| it.phase = Phase::Starting, &[]);
+        let findings = Findings { shipping: shipped(&w), ..found(&w) };
+        assert_eq!(
+            remote(&findings).message,
+            "\"there:x/main\" takes what is shipped, by rclone 1.60.1"
+        );
+        assert!(remote(&found(&w)).message.contains("only on this machine"));
+    }
+
+    #[test]
+    fn what_keeps_the_remote_from_taking_it() {
+        let w = World::protected();
+        let late = w.now - TimeDelta::seconds(61);
+        after(
+            &w,
+            |it, _| it.process = Process::Unusable(failure("no base64")),
+            &[("remote", Critical, "no base64")],
+        );
+        after(&w, |it, _| it.process = Process::Paused, &[("remote", Warning, "paused")]);
+        after(
+            &w,
+            |it, _| it.process = Process::Ended("no rclone".to_string()),
+            &[("remote", Critical, "does not run: no rclone")],
+        );
+        after(
+            &w,
+            |it, status| {
+                it.process = Process::Running { since: late };
+                status.phase = Phase::Starting;
+            },
+            &[("remote", Warning, "since 2026-03-10 11:59:29 UTC")],
+        );
+        for (phase, words) in [
+            (Phase::Fenced, "\"there:x/main\" is another's: it says so"),
+            (Phase::Failing, "\"there:x/main\" fails since 2026-03-10 11:59:29 UTC: it says so"),
+        ] {
+            after(
+                &w,
+                |_, it| {
+                    it.phase = phase;
+                    it.failing_since = Some(late);
+                    it.failure = Some(failure("it says so"));
+                },
+                &[("remote", Critical, words)],
+            );
+        }
+        after(&w, |_, it| it.phase = Phase::Failing, &[("remote", Critical, "no reason known")]);
+    }
+
+    #[test]
+    fn wal_that_is_not_off_site() {
+        let mut w = World::protected();
+        let since = w.now - TimeDelta::seconds(31);
+        let words = "behind off-site since 2026-03-10 11:59:59 UTC";
+        let behind = |_: &mut Shipping, it: &mut Status| it.behind_since = Some(since);
+        after(&w, behind, &[("shipping", Critical, words)]);
+        after(
+            &w,
+            |_, it| it.tail_refused = Some(failure("the repository is encrypted")),
+            &[("shipping", Warning, "the repository is encrypted")],
+        );
+        w.settings.max_ship_lag = 0;
+        after(&w, behind, &[]);
+        after(
+            &w,
+            |_, it| it.backups.clear(),
+            &[("shipping", Warning, "no backup is off-site yet")],
+        );
+    }
+
+    #[test]
+    fn what_the_mirror_lacks() {
+        let w = World::protected();
+        after(
+            &w,
+            |_, it| it.mirror_failure = Some(failure("no space")),
+            &[("mirror", Critical, "no space")],
+        );
+        let compared = |change: fn(&mut Comparison)| {
+            let mut comparison = Comparison { at: w.now, ..Comparison::default() };
+            change(&mut comparison);
+            Some(comparison)
+        };
+        after(
+            &w,
+            |_, it| {
+                it.comparison =
+                    compared(|it| it.different = ["a", "b", "c", "d"].map(String::from).into())
+            },
+            &[(
+                "mirror",
+                Critical,
+                "4 files differ on the remote from the repository, as found at 2026-03-10 12:00:30 UTC: a, b, c, …",
+            )],
+        );
+        after(
+            &w,
+            |_, it| it.comparison = compared(|it| it.failure = Some(failure("cut off"))),
+            &[("mirror", Critical, "could not be compared at 2026-03-10 12:00:30 UTC: cut off")],
+        );
+        after(&w, |_, it| it.comparison = compared(|it| it.repaired = vec!["a".to_string()]), &[]);
+        after(
+            &w,
+            |_, it| {
+                it.deletions_pending = 7;
+                it.deletion_failure = Some(failure("access denied"));
+            },
+            &[("mirror", Warning, "cannot be deleted: access denied")],
+        );
+        after(&w, |_, it| it.deletions_pending = 1, &[("mirror", Warning, "no reason known")]);
+    }
+
+    #[test]
+    fn the_newest_backup_has_an_hour_to_get_there() {
+        let mut w = World::protected();
+        let first = shipped(&w);
+        w.request(BackupType::Full);
+        w.settle();
+        expect(&Findings { shipping: first.clone(), ..found(&w) }, &[]);
+        let later = w.now + TimeDelta::seconds(3601);
+        let words = "the backup 20260310-000002F, which ended at 2026-03-10 12:00:30 UTC, is not";
+        expect(
+            &Findings { shipping: first, now: later, ..found(&w) },
+            &[("mirror", Warning, words)],
+        );
+    }
+
+    #[test]
+    fn a_pause_of_backups_is_shown_until_it_ends() {
+        let mut w = World::protected();
+        w.step(Event::PauseAsked(true));
+        expect(&found(&w), &[("backup", Warning, "backups are paused")]);
+        w.step(Event::PauseAsked(false));
+        expect(&found(&w), &[]);
+        let mut w = World::new(crate::machine::tests::world::unscheduled());
+        w.step(Event::PauseAsked(true));
+        w.settle();
+        expect(&found(&w), &[("backup", Critical, "no full backup, and backups are paused")]);
+    }
+}

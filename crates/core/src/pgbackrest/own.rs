@@ -1,0 +1,76 @@
+//! Reads what an operator's own pgBackRest configuration leaves out of backups.
+
+/// The values of `exclude` that are in force when `stanza` is backed up.
+///
+/// The most particular section that has any counts, and the others' are not added to it.
+pub fn exclusions(config: &str, stanza: &str) -> Vec<String> {
+    let sections =
+        [format!("{stanza}:backup"), stanza.to_string(), "global:backup".into(), "global".into()];
+    let values = |section: &String| {
+        let mut within = false;
+        let mut values = Vec::new();
+        for line in config.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+            if let Some(name) = line.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+                within = name == section;
+            } else if let Some((option, value)) = line.split_once('=')
+                && within
+                && option.trim() == "exclude"
+            {
+                values.push(value.trim().to_string());
+            }
+        }
+        values
+    };
+    sections.iter().map(values).find(|values| !values.is_empty()).unwrap_or_default()
+}
+
+/// What must be excluded on the command line, which replaces what the configuration says, so that
+/// `directory` of the data directory is in no backup: nothing where the configuration sees to it.
+pub fn exclusions_with(config: &str, stanza: &str, directory: &str) -> Vec<String> {
+    let mut all = exclusions(config, stanza);
+    if all.iter().any(|it| it.trim_end_matches('/') == directory) {
+        return Vec::new();
+    }
+    all.push(format!("{directory}/"));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_particular_section_counts() {
+        let general = "[global]\nexclude=a/\nexclude = b\n# exclude=c\n";
+        let backup = "[global:backup]\nexclude=d/\nstart-fast=y\n";
+        let stanza = "[main]\nexclude=e/\npg1-path=/data\n";
+        let both = "[main:backup]\nexclude=f/\n[other]\nexclude=g/\n";
+        for (config, expected) in [
+            (String::new(), [].as_slice()),
+            ("[other]\nexclude=g/\n[global:restore]\nexclude=h\n".to_string(), &[]),
+            (general.to_string(), &["a/", "b"]),
+            (format!("{general}{backup}"), &["d/"]),
+            (format!("{general}{stanza}{backup}"), &["e/"]),
+            (format!("{both}{general}{stanza}{backup}"), &["f/"]),
+            // A section may come twice.
+            (format!("{general}[main]\npg1-port=1\n[global]\nexclude=z\n"), &["a/", "b", "z"]),
+        ] {
+            assert_eq!(exclusions(&config, "main"), expected, "{config}");
+        }
+    }
+
+    #[test]
+    fn the_directory_is_added_where_it_is_missing() {
+        let with = |config: &str| exclusions_with(config, "main", "nrt_backup");
+        assert_eq!(with("[global]\nexclude=a/\n"), ["a/", "nrt_backup/"]);
+        assert_eq!(with(""), ["nrt_backup/"]);
+        for config in
+            ["[global]\nexclude=nrt_backup/\n", "[main]\nexclude=a/\nexclude=nrt_backup\n"]
+        {
+            assert_eq!(with(config), [""; 0], "{config}");
+        }
+        // There it does not count: another section hides it.
+        let hidden = "[global]\nexclude=nrt_backup/\n[main]\nexclude=a/\n";
+        assert_eq!(with(hidden), ["a/", "nrt_backup/"]);
+    }
+}

@@ -1,0 +1,283 @@
+//! Keeps `nrt-backup ship` running while a remote is configured, and tells it how far the WAL is.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use nrt_core::health::{Process, Shipping};
+use nrt_core::inventory::Failure;
+use nrt_core::look::Server;
+use nrt_core::offsite::supervisor::Supervisor;
+use nrt_core::offsite::{Phase, Plan, Position, Status};
+use nrt_core::settings::Settings;
+use nrt_process::Leashed;
+use pgrx::prelude::*;
+
+use crate::postgres::{self, wal};
+use crate::shared;
+use crate::state_directory;
+use crate::worker::child;
+
+/// How often its status is looked at, at most.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How much of its last words is repeated: bytes, and lines.
+const LAST_WORDS: usize = 1000;
+const LAST_LINES: usize = 5;
+
+/// Shipping, as the worker keeps it going.
+pub(super) struct Ship {
+    /// What is to run, unless it is paused.
+    plan: Option<Plan>,
+    /// Why what configures the remote cannot be used.
+    unusable: Option<Failure>,
+    paused: bool,
+    interval: Duration,
+    running: Option<Running>,
+    supervisor: Supervisor,
+    /// Not started again before this.
+    not_before: Instant,
+    /// How it ended by itself, until one that was started after that has told something.
+    ended: Option<String>,
+    /// What it has told since it started, and which file that was.
+    status: Option<(SystemTime, Status)>,
+}
+
+/// The child.
+struct Running {
+    child: Leashed,
+    plan: Plan,
+    started: Instant,
+    since: DateTime<Utc>,
+    told: Option<Position>,
+    /// When the position and the status are looked at next.
+    next_position: Instant,
+    next_status: Instant,
+    /// The status that the one before it has left.
+    stale: Option<SystemTime>,
+}
+
+impl Ship {
+    /// Knows nothing to ship to yet.
+    pub(super) fn new(paused: bool) -> Ship {
+        Ship {
+            plan: None,
+            unusable: None,
+            paused,
+            interval: Duration::from_secs(1),
+            running: None,
+            supervisor: Supervisor::default(),
+            not_before: Instant::now(),
+            ended: None,
+            status: None,
+        }
+    }
+
+    /// Takes in the settings; what does not run under them any more is stopped.
+    pub(super) fn configure(&mut self, server: &Server, settings: &Settings) {
+        self.interval = Duration::from_millis(settings.ship_interval.into());
+        let given = match &settings.rclone_config {
+            Some(_) => Ok(None),
+            None => state_directory::given_remote(),
+        };
+        self.unusable = given.as_ref().err().cloned();
+        let file = |name| postgres::config_option(name).filter(|path| !path.is_empty());
+        let files = [c"config_file", c"hba_file", c"ident_file"].into_iter().filter_map(file);
+        self.plan = Plan::new(
+            server,
+            settings,
+            postgres::system_identifier(),
+            given.ok().flatten(),
+            files.collect(),
+        );
+        self.start_afresh();
+    }
+
+    /// Gives what was held back after a failure another chance now.
+    pub(super) fn start_afresh(&mut self) {
+        self.supervisor = Supervisor::default();
+        self.not_before = Instant::now();
+    }
+
+    /// Lets it ship, or not.
+    pub(super) fn pause(&mut self, pause: bool) {
+        self.paused = pause;
+        self.start_afresh();
+    }
+
+    /// Starts and stops the child, so that what runs is what is wanted.
+    pub(super) fn settle(&mut self) {
+        self.reap();
+        let wanted = self.plan.as_ref().filter(|_| !self.paused);
+        match (&mut self.running, wanted) {
+            (Some(running), wanted) if wanted != Some(&running.plan) => running.child.terminate(),
+            (None, Some(plan)) if self.not_before <= Instant::now() => {
+                let plan = plan.clone();
+                self.start(plan);
+            }
+            (None, None) => self.ended = None,
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, plan: Plan) {
+        self.status = None;
+        let stale = state_directory::ship().map(|(written, _)| written);
+        match child::ship(&plan) {
+            Ok(child) => {
+                let now = Instant::now();
+                log!("nrt_backup shipping started");
+                self.running = Some(Running {
+                    child,
+                    plan,
+                    started: now,
+                    since: Utc::now(),
+                    told: None,
+                    next_position: now,
+                    next_status: now,
+                    stale,
+                });
+            }
+            Err(failure) => self.has_ended(Duration::ZERO, failure.message),
+        }
+    }
+
+    /// Notices that the child has ended.
+    fn reap(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let report = match running.child.try_wait() {
+            Ok(None) => return,
+            Ok(Some(report)) => report,
+            Err(error) => nrt_process::Report { output: error.to_string(), ..Default::default() },
+        };
+        let ran = running.started.elapsed();
+        self.running = None;
+        self.status = None;
+        if report.stopped {
+            return;
+        }
+        let how = match (report.exit, report.signal) {
+            (Some(code), _) => format!("it ended with exit code {code}"),
+            (None, Some(signal)) => format!("it was ended by signal {signal}"),
+            (None, None) => "it ended".to_string(),
+        };
+        let words = last_words(&report.output);
+        self.has_ended(ran, if words.is_empty() { how } else { format!("{how}: {words}") });
+    }
+
+    fn has_ended(&mut self, ran: Duration, words: String) {
+        let pause = self.supervisor.pause_after(ran);
+        self.not_before = Instant::now() + pause;
+        log!("nrt_backup shipping does not run: {words}; started again in {} s", pause.as_secs());
+        self.ended = Some(words);
+    }
+
+    /// What is due every so often: tells the child how far the WAL is, if that has changed, and
+    /// answers whether the child has told something.
+    pub(super) fn attend(&mut self) -> bool {
+        let now = Instant::now();
+        let Some(running) = &mut self.running else { return false };
+        if running.next_position <= now {
+            running.next_position = now + self.interval;
+            running.tell();
+        }
+        if running.next_status > now {
+            return false;
+        }
+        running.next_status = now + STATUS_INTERVAL;
+        let written = state_directory::ship_written();
+        if written.is_none() || written == running.stale || written == self.seen() {
+            return false;
+        }
+        self.status = state_directory::ship();
+        if self.status.as_ref().is_some_and(|(_, status)| status.phase != Phase::Starting) {
+            self.ended = None;
+        }
+        true
+    }
+
+    fn seen(&self) -> Option<SystemTime> {
+        self.status.as_ref().map(|(written, _)| *written)
+    }
+
+    /// When [`Ship::attend`] has something to do, if it has.
+    pub(super) fn attend_at(&self) -> Option<Instant> {
+        self.running.as_ref().map(|running| running.next_position.min(running.next_status))
+    }
+
+    /// How long nothing else has to be done for it: until it is started again, or its lag has
+    /// become too large without a word.
+    pub(super) fn quiet_for(&self, settings: &Settings) -> Option<Duration> {
+        if self.running.is_none() && self.plan.is_some() && !self.paused {
+            return Some(self.not_before.saturating_duration_since(Instant::now()));
+        }
+        let (_, status) = self.status.as_ref()?;
+        let limit = TimeDelta::try_seconds(settings.max_ship_lag)?;
+        let until = status.behind_since?.checked_add_signed(limit)? - Utc::now();
+        until.to_std().ok()
+    }
+
+    /// How it goes, for the checks.
+    pub(super) fn findings(&self) -> Shipping {
+        let process = match (&self.unusable, &self.plan, &self.ended, &self.running) {
+            (Some(failure), None, ..) => Process::Unusable(failure.clone()),
+            (_, None, ..) => Process::Off,
+            _ if self.paused => Process::Paused,
+            (.., Some(words), _) => Process::Ended(words.clone()),
+            (.., Some(running)) => Process::Running { since: running.since },
+            // It is about to be started.
+            (.., None) => Process::Running { since: Utc::now() },
+        };
+        Shipping { process, status: self.status.as_ref().map(|(_, status)| status.clone()) }
+    }
+
+    /// How it goes, for the SQL functions.
+    pub(super) fn present(&self) -> shared::Shipping {
+        match &self.running {
+            _ if self.plan.is_none() && self.unusable.is_none() => shared::Shipping::Off,
+            _ if self.paused => shared::Shipping::Paused,
+            Some(running) => shared::Shipping::Running { stale: running.stale },
+            None => shared::Shipping::Stopped,
+        }
+    }
+
+    /// Tells the child the last position, and to end.
+    pub(super) fn end(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.tell();
+            running.child.terminate();
+        }
+    }
+
+    /// Whether the child is gone.
+    pub(super) fn is_gone(&mut self) -> bool {
+        let running = self.running.as_mut();
+        running.is_none_or(|running| !matches!(running.child.try_wait(), Ok(None)))
+    }
+}
+
+impl Running {
+    /// Tells how far the WAL is, unless the child knows. What it does not take now it is told the
+    /// next time; that it has ended is noticed elsewhere.
+    fn tell(&mut self) {
+        let Some((timeline, flushed)) = wal::flushed() else { return };
+        let position = Position { timeline, flushed };
+        if self.told == Some(position) {
+            return;
+        }
+        let Ok(mut line) = serde_json::to_vec(&position) else { return };
+        line.push(b'\n');
+        if self.child.tell(&line).unwrap_or(false) {
+            self.told = Some(position);
+        }
+    }
+}
+
+/// The end of what a program printed, on one line.
+fn last_words(output: &str) -> String {
+    let lines: Vec<&str> = output.lines().map(str::trim).filter(|it| !it.is_empty()).collect();
+    let words = lines[lines.len().saturating_sub(LAST_LINES)..].join("; ");
+    let mut begin = words.len().saturating_sub(LAST_WORDS);
+    while !words.is_char_boundary(begin) {
+        begin += 1;
+    }
+    words[begin..].to_string()
+}
