@@ -166,6 +166,7 @@ fn the_machine_vanishes(kind: Kind) {
     let cluster = Cluster::with_identity(&format!("vanish-{}", kind.word()));
     let hba = cluster.directory().join("outside_hba.conf");
     fs::copy(cluster.data().join("pg_hba.conf"), &hba).expect("initdb wrote it");
+    cluster.installation().hand_over(&hba).expect("the file was just made");
     let cluster = shipping(cluster.setting("hba_file", &hba.display().to_string()), &remote);
     assert_eq!(
         cluster.value("select remote from nrt.status").as_str(),

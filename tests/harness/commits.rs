@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nrt_core::lsn::Lsn;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PATIENCE, wait_until};
 
 /// A commit that the server has acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,17 +43,19 @@ impl Commits {
     pub fn begin(cluster: &Cluster, table: &str, clients: u32, pause: Duration) -> Commits {
         cluster.sql(&format!("create table {table} (client int, row bigint, filler text)"));
         let (made, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let insert =
-            format!("insert into {table} select $1, $2, repeat(md5($2::text), 1 + ($2 % 20)::int)");
+        let insert = format!(
+            "insert into {table} select $1::int, row, repeat(md5(row::text), 1 + (row % 20)::int)
+             from (select $2::bigint as row) as it"
+        );
         let threads = (0..clients).map(|number| {
             let mut client = cluster.connect("postgres", "postgres").expect("the server runs");
             let (made, stop, insert) = (Arc::clone(&made), Arc::clone(&stop), insert.clone());
             thread::spawn(move || {
                 let number = i32::try_from(number).expect("few clients");
-                let Ok(insert) = client.prepare(&insert) else { return };
-                let Ok(flushed) = client.prepare("select pg_current_wal_flush_lsn()::text") else {
-                    return;
-                };
+                let insert = client.prepare(&insert).expect("the server runs");
+                let flushed = client
+                    .prepare("select pg_current_wal_flush_lsn()::text")
+                    .expect("the server runs");
                 for row in 0_i64.. {
                     if stop.load(Ordering::Relaxed) {
                         return;
@@ -74,7 +76,9 @@ impl Commits {
             })
         });
         let threads = threads.collect();
-        Commits { table: table.to_string(), made, stop, threads }
+        let commits = Commits { table: table.to_string(), made, stop, threads };
+        wait_until("commits are made", PATIENCE, || !commits.made().is_empty());
+        commits
     }
 
     /// What has been acknowledged so far, in that order.
