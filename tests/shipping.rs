@@ -43,7 +43,8 @@ fn started(cluster: Cluster, remote: &Remote) -> Cluster {
         cluster.allow(words);
     }
     let cluster = remote.configure(quiet(cluster)).started();
-    cluster.sql("create extension nrt_backup");
+    // A copy has it.
+    cluster.sql("set client_min_messages = warning; create extension if not exists nrt_backup");
     wait_for_backups(&cluster, 1);
     cluster
 }
@@ -267,7 +268,7 @@ fn outage(
         );
     }
     let begin = Instant::now();
-    let mut slowest = Duration::ZERO;
+    let (mut slowest, mut failing) = (Duration::ZERO, None);
     let mut client = cluster.connect("postgres", "postgres").expect("the server runs");
     let told = loop {
         let commit = Instant::now();
@@ -284,11 +285,17 @@ fn outage(
         if let Some(told) = told {
             break told;
         }
+        if failing.is_none() && cluster.value("select shipping from nrt.status") == "failing" {
+            failing = Some(begin.elapsed());
+        }
         let health = || cluster.sql("select * from nrt.health where severity <> 'ok'");
         assert!(begin.elapsed() < AGAIN, "{what}: nobody is told: {:?}", health());
         sleep(Duration::from_millis(100));
     };
-    eprintln!("{what}: told after {:?}: {told:?}; slowest commit {slowest:?}", begin.elapsed());
+    eprintln!(
+        "{what}: failing after {failing:?}, told after {:?}: {told:?}; slowest commit {slowest:?}",
+        begin.elapsed()
+    );
     assert!(slowest < Duration::from_secs(2), "{what}: a commit took {slowest:?}");
     assert_eq!(cluster.value("select count(*) from pg_replication_slots"), "0");
     cluster.wait_for(
@@ -324,7 +331,7 @@ fn a_remote_that_is_killed_and_one_that_changes_its_password() {
     outage(
         &cluster,
         "killed",
-        &["remote"],
+        &["remote", "mirror"],
         &["refused", "cannot be reached"],
         || remote.kill(),
         || remote.start(),
@@ -332,7 +339,7 @@ fn a_remote_that_is_killed_and_one_that_changes_its_password() {
     outage(
         &cluster,
         "revoked",
-        &["remote"],
+        &["remote", "mirror"],
         &["401", "unauthorized", "password"],
         || remote.revoke(),
         || remote.write_config(),
@@ -369,7 +376,7 @@ fn a_remote_that_may_not_be_written_to_and_one_that_is_deleted() {
     outage(
         &cluster,
         "read-only",
-        &["remote"],
+        &["remote", "mirror"],
         &["permission denied"],
         || remote.read_only(true),
         || remote.read_only(false),
@@ -401,14 +408,14 @@ fn a_remote_that_is_full() {
         eprintln!("not tested: only root can mount a file system");
         return;
     }
-    let remote = Remote::on_tmpfs("full", Kind::WebDav, 64);
+    let remote = Remote::on_tmpfs("full", Kind::Local, 64);
     let cluster = shipping(small_wal(Cluster::with_identity("full")), &remote);
     cluster.sql("create table outage (what text)");
     outage(
         &cluster,
         "full",
-        &["remote"],
-        &["space", "507", "500", "insufficient", "internal server error"],
+        &["remote", "mirror"],
+        &["no space left on device", "remaining disk space"],
         || remote.fill(),
         || remote.make_room(),
     );
@@ -558,7 +565,7 @@ fn whoever_dies_the_rest_goes_on() {
     let remote = Remote::new("deaths", Kind::S3);
     let cluster = shipping(Cluster::with_segments_of("deaths", 1), &remote);
     cluster.allow("57P02");
-    let commits = Commits::begin(&cluster, "t", 2, Duration::from_millis(2));
+    let mut commits = Commits::begin(&cluster, "t", 2, Duration::from_millis(2));
     for (round, word) in
         ["rclone rcd", " ship ", "leash", "rclone rcd", " ship "].iter().enumerate()
     {
@@ -574,11 +581,7 @@ fn whoever_dies_the_rest_goes_on() {
     }
     wait_until("nothing is left over", SOON, || processes(&cluster, "rclone rcd").len() <= 1);
     all_well(&cluster);
-    let mut commits = commits;
-    let made = commits.made();
-    drop(cluster.value("select 1"));
     let promised = shipped(&cluster);
-    assert!(!made.is_empty());
     // A backend dies: the server restarts, and the clients are gone.
     let mut session = cluster.connect("postgres", "postgres").expect("connects");
     let pid: i32 = session.query_one("select pg_backend_pid()", &[]).expect("answers").get(0);
@@ -591,6 +594,7 @@ fn whoever_dies_the_rest_goes_on() {
     cluster.sql("create table crashed as select generate_series(1, 1000) as i");
     wait_for_shipped(&cluster, AGAIN);
     // A promotion: another timeline.
+    cluster.allow("specified neither primary_conninfo nor restore_command");
     cluster.stop(Shutdown::Fast);
     fs::write(cluster.data().join("standby.signal"), "").expect("the directory is there");
     cluster.start();
@@ -677,11 +681,7 @@ fn an_encrypted_repository_has_no_plain_tail_beside_it() {
     let remote = Remote::new("cipher", Kind::Local);
     let cluster = quiet(Cluster::with_identity("cipher"));
     let cipher = "repo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=not-to-be-guessed";
-    let excluded = format!("exclude={}/", cluster.state_directory().display());
-    let repository = cluster.repository();
-    let cluster_with =
-        own_configuration(&cluster, &repository, &format!("{cipher}\nexclude=nrt_backup/"));
-    assert!(cluster_with.exists() && !excluded.is_empty());
+    own_configuration(&cluster, &cluster.repository(), &format!("{cipher}\nexclude=nrt_backup/"));
     let cluster = shipping(cluster, &remote);
     let marker = "in-the-tail-in-plain-text";
     cluster.sql(&format!(

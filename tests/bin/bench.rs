@@ -3,6 +3,11 @@
 //! A missed budget is said in the table and is no failure of the run: how quick a machine is, and
 //! what else it does, is not the extension's doing.
 
+#[path = "bench_offsite.rs"]
+mod offsite;
+#[path = "../protected.rs"]
+mod protected;
+
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread::{available_parallelism, sleep};
@@ -19,22 +24,27 @@ const MEBIBYTE: f64 = 1048576.0;
 const NOISE: f64 = 0.15;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let effort = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => THOROUGH,
-        ["--quick"] => QUICK,
-        _ => {
-            eprintln!(
-                "usage: bench [--quick]\n\
-                 --quick  a few seconds for each measurement: shows that it works, proves nothing"
-            );
-            return ExitCode::FAILURE;
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let quick = words.iter().position(|word| word == "--quick").map(|place| words.remove(place));
+    let effort = if quick.is_some() { QUICK } else { THOROUGH };
+    if words.iter().any(|word| !MEASUREMENTS.iter().any(|(known, ..)| known == word)) {
+        eprintln!(
+            "usage: bench [--quick] [NAME..]\n\
+             --quick  a few seconds for each measurement: shows that it works, proves nothing\n\
+             NAME     only these of them:"
+        );
+        for (word, name, _) in MEASUREMENTS {
+            eprintln!("         {word:<18} {name}");
         }
-    };
+        return ExitCode::FAILURE;
+    }
     print_conditions(&effort);
     let begin = Instant::now();
     let mut rows = Vec::new();
-    for (name, measure) in MEASUREMENTS {
+    for (word, name, measure) in MEASUREMENTS {
+        if !words.is_empty() && !words.iter().any(|wanted| wanted == word) {
+            continue;
+        }
         eprintln!("measuring {name} ...");
         rows.extend(measure(&effort));
     }
@@ -52,6 +62,10 @@ struct Effort {
     idle: Duration,
     triggers: u32,
     shutdowns: u32,
+    losses: u32,
+    cuts: u32,
+    old_files: u32,
+    changes: u32,
 }
 
 const THOROUGH: Effort = Effort {
@@ -62,6 +76,10 @@ const THOROUGH: Effort = Effort {
     idle: Duration::from_secs(120),
     triggers: 12,
     shutdowns: 6,
+    losses: 30,
+    cuts: 100,
+    old_files: 100_000,
+    changes: 7,
 };
 
 const QUICK: Effort = Effort {
@@ -72,15 +90,25 @@ const QUICK: Effort = Effort {
     idle: Duration::from_secs(5),
     triggers: 2,
     shutdowns: 1,
+    losses: 3,
+    cuts: 6,
+    old_files: 2_000,
+    changes: 2,
 };
 
 type Measure = fn(&Effort) -> Vec<Row>;
 
-const MEASUREMENTS: [(&str, Measure); 4] = [
-    ("the throughput of pgbench", throughput),
-    ("an idle server", idle),
-    ("growth crossing the threshold", growth),
-    ("shutdowns with a backup running", shutdowns),
+const MEASUREMENTS: [(&str, &str, Measure); 10] = [
+    ("pgbench", "the throughput of pgbench", throughput),
+    ("idle", "an idle server", idle),
+    ("growth", "growth crossing the threshold", growth),
+    ("shutdown", "shutdowns with a backup running", shutdowns),
+    ("loss", "what is lost when the machine vanishes", offsite::loss),
+    ("cut", "remotes that are cut off at any instant", offsite::cut),
+    ("mirror", "a small change beside many old files", offsite::mirror),
+    ("bytes", "the bytes that an incremental backup sends", offsite::bytes),
+    ("shipping-pgbench", "the throughput of pgbench while shipping", offsite::throughput),
+    ("shipping-cost", "what shipping itself costs", offsite::cost),
 ];
 
 /// One line of the result.
@@ -97,6 +125,8 @@ struct Row {
 enum Budget {
     AtLeast(f64),
     AtMost(f64),
+    /// It is only told.
+    Told,
 }
 
 impl Budget {
@@ -104,6 +134,7 @@ impl Budget {
         match self {
             Budget::AtLeast(limit) => measured >= limit,
             Budget::AtMost(limit) => measured <= limit,
+            Budget::Told => true,
         }
     }
 }
@@ -112,6 +143,13 @@ impl Budget {
 
 /// pgbench with the extension against pgBackRest archiving by itself, in turns.
 fn throughput(effort: &Effort) -> Vec<Row> {
+    let what = "pgbench with the extension / with plain pgBackRest archiving";
+    let (ratio, how) = compare_throughput(effort, |cluster| cluster);
+    vec![Row { what, measured: ratio, unit: "", budget: Budget::AtLeast(0.98), how }]
+}
+
+/// The transactions per second with the extension, set up in some way, for each without it.
+fn compare_throughput(effort: &Effort, set_up: impl FnOnce(Cluster) -> Cluster) -> (f64, String) {
     let common = |cluster: Cluster| {
         cluster
             .setting("shared_buffers", "256MB")
@@ -119,12 +157,12 @@ fn throughput(effort: &Effort) -> Vec<Row> {
             .setting("checkpoint_timeout", "1h")
             .setting("autovacuum", "off")
     };
-    let with = common(Cluster::with_identity("bench-with"))
+    let with = set_up(common(Cluster::with_identity("bench-with")))
         .setting("nrt_backup.wal_growth_threshold", "1TB")
         .setting("nrt_backup.full_schedule", "off")
         .setting("nrt_backup.incremental_schedule", "off")
         .started();
-    protected(&with);
+    backed_up(&with);
     let plain = archived_by_pgbackrest(common(Cluster::with_identity("bench-plain")), &with);
     for cluster in [&with, &plain] {
         cluster.pgbench(&["--initialize", "--quiet", &format!("--scale={}", effort.scale)]);
@@ -164,31 +202,26 @@ fn throughput(effort: &Effort) -> Vec<Row> {
     let backups =
         with.value("SELECT count(*) FROM nrt.backup_history WHERE trigger = 'wal_growth'");
     assert_eq!(backups, "0", "no backup may run while pgbench does");
-    vec![Row {
-        what: "pgbench with the extension / with plain pgBackRest archiving",
-        measured: ratios.median,
-        unit: "",
-        budget: Budget::AtLeast(0.98),
-        how: format!(
-            "median of {} interleaved pairs of {} s, {ratios:.3}; transactions per second {:.0} \
-             and {:.0};\n    at most {} and {} segments waited to be archived at a run's end; \
-             scale {}, 2 clients, prepared,\n    a checkpoint before each run, fsync off, zst, \
-             no backup running{noise}",
-            effort.pairs,
-            effort.run,
-            tps[0].median,
-            tps[1].median,
-            waiting[0],
-            waiting[1],
-            effort.scale
-        ),
-    }]
+    let how = format!(
+        "median of {} interleaved pairs of {} s, {ratios:.3}; transactions per second {:.0} and \
+         {:.0};\n    at most {} and {} segments waited to be archived at a run's end; scale {}, \
+         2 clients, prepared,\n    a checkpoint before each run, fsync off, zst, no backup \
+         running{noise}",
+        effort.pairs,
+        effort.run,
+        tps[0].median,
+        tps[1].median,
+        waiting[0],
+        waiting[1],
+        effort.scale
+    );
+    (ratios.median, how)
 }
 
 /// What the worker costs where nothing happens.
 fn idle(effort: &Effort) -> Vec<Row> {
     let cluster = Cluster::with_identity("bench-idle").started();
-    protected(&cluster);
+    backed_up(&cluster);
     let worker = worker(&cluster);
     let (begin, before) = (Instant::now(), Times::of(worker));
     sleep(effort.idle);
@@ -225,7 +258,7 @@ fn growth(effort: &Effort) -> Vec<Row> {
         .setting("nrt_backup.incremental_schedule", "off")
         .setting("autovacuum", "off")
         .started();
-    protected(&cluster);
+    backed_up(&cluster);
     let mut delays = Vec::new();
     for number in 0..effort.triggers {
         // At another place between two looks each time.
@@ -320,7 +353,7 @@ fn memory(cluster: &Cluster, when: &str) -> Row {
 // ------------------------------------------------------------------------------- the servers
 
 /// Waits until the first full backup is there.
-fn protected(cluster: &Cluster) {
+fn backed_up(cluster: &Cluster) {
     cluster.sql("CREATE EXTENSION nrt_backup");
     cluster.wait_for(
         "SELECT activity = 'idle' AND last_backup IS NOT NULL FROM nrt.status",
@@ -511,12 +544,17 @@ fn print_conditions(effort: &Effort) {
 fn print_table(rows: &[Row]) {
     println!("\n{:<62} {:>10} {:>10}  of it", "what", "measured", "budget");
     for Row { what, measured, unit, budget, how } in rows {
+        let digits = if unit.is_empty() { 3 } else { 2 };
         let (sign, limit) = match budget {
             Budget::AtLeast(limit) => (">=", limit),
             Budget::AtMost(limit) => ("<=", limit),
+            Budget::Told => {
+                println!("{what:<62} {:>10}", format!("{measured:.digits$}{unit}"));
+                println!("    {how}");
+                continue;
+            }
         };
         let word = if budget.is_kept(*measured) { "ok" } else { "MISSED" };
-        let digits = if unit.is_empty() { 3 } else { 2 };
         println!(
             "{what:<62} {:>10} {:>10} {:>6.2}  {word}",
             format!("{measured:.digits$}{unit}"),
