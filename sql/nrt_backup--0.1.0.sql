@@ -42,32 +42,34 @@ AS 'MODULE_PATHNAME', 'nrt_check_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- nrt_backup::sql::functions::nrt_pause
+
+CREATE FUNCTION nrt_pause(what text DEFAULT 'all') RETURNS text
+LANGUAGE c AS 'MODULE_PATHNAME', 'nrt_pause_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::functions::nrt_resume
+
+CREATE FUNCTION nrt_resume(what text DEFAULT 'all') RETURNS text
+LANGUAGE c AS 'MODULE_PATHNAME', 'nrt_resume_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE SCHEMA IF NOT EXISTS nrt; /* nrt_backup::sql::rows::nrt */
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::worst_severity
-CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::recovery_rows
-CREATE  FUNCTION nrt."recovery_rows"() RETURNS TABLE (
-	"timeline" bigint,  /* i64 */
-	"from_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"from_lsn" TEXT,  /* Option < String > */
-	"to_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"to_lsn" TEXT,  /* Option < String > */
-	"first_backup" TEXT,  /* String */
-	"backups" bigint,  /* i64 */
-	"gap_until" TEXT  /* Option < String > */
+-- nrt_backup::sql::rows::nrt::schedule_rows
+CREATE  FUNCTION nrt."schedule_rows"() RETURNS TABLE (
+	"type" TEXT,  /* String */
+	"crontab" TEXT,  /* Option < String > */
+	"time_zone" TEXT,  /* String */
+	"next_run" timestamp with time zone  /* Option < TimestampWithTimeZone > */
 )
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'recovery_rows_wrapper';
+AS 'MODULE_PATHNAME', 'schedule_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -148,16 +150,44 @@ AS 'MODULE_PATHNAME', 'option_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::schedule_rows
-CREATE  FUNCTION nrt."schedule_rows"() RETURNS TABLE (
+-- nrt_backup::sql::rows::nrt::progress_rows
+CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
+	"job" bigint,  /* i64 */
 	"type" TEXT,  /* String */
-	"crontab" TEXT,  /* Option < String > */
-	"time_zone" TEXT,  /* String */
-	"next_run" timestamp with time zone  /* Option < TimestampWithTimeZone > */
+	"trigger" TEXT,  /* String */
+	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"percent" double precision,  /* Option < f64 > */
+	"bytes_done" bigint,  /* Option < i64 > */
+	"bytes_total" bigint  /* Option < i64 > */
 )
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'schedule_rows_wrapper';
+AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::recovery_rows
+CREATE  FUNCTION nrt."recovery_rows"() RETURNS TABLE (
+	"timeline" bigint,  /* i64 */
+	"from_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"from_lsn" TEXT,  /* Option < String > */
+	"to_time" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"to_lsn" TEXT,  /* Option < String > */
+	"first_backup" TEXT,  /* String */
+	"backups" bigint,  /* i64 */
+	"gap_until" TEXT  /* Option < String > */
+)
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'recovery_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- nrt_backup::sql::rows::nrt::worst_severity
+CREATE  FUNCTION nrt."worst_severity"() RETURNS TEXT /* String */
+STRICT PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'worst_severity_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -175,27 +205,18 @@ CREATE  FUNCTION nrt."status_rows"() RETURNS TABLE (
 	"last_backup_lsn" TEXT,  /* Option < String > */
 	"wal_growth" bigint,  /* Option < i64 > */
 	"flushed_lsn" TEXT,  /* Option < String > */
-	"archived_lsn" TEXT  /* Option < String > */
+	"archived_lsn" TEXT,  /* Option < String > */
+	"paused" TEXT,  /* Option < String > */
+	"remote" TEXT,  /* Option < String > */
+	"shipping" TEXT,  /* String */
+	"shipped_lsn" TEXT,  /* Option < String > */
+	"ship_lag_bytes" bigint,  /* Option < i64 > */
+	"ship_lag" double precision,  /* Option < f64 > */
+	"offsite_backups" INT  /* Option < i32 > */
 )
 STRICT PARALLEL UNSAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'status_rows_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- nrt_backup::sql::rows::nrt::progress_rows
-CREATE  FUNCTION nrt."progress_rows"() RETURNS TABLE (
-	"job" bigint,  /* i64 */
-	"type" TEXT,  /* String */
-	"trigger" TEXT,  /* String */
-	"started_at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"percent" double precision,  /* Option < f64 > */
-	"bytes_done" bigint,  /* Option < i64 > */
-	"bytes_total" bigint  /* Option < i64 > */
-)
-STRICT PARALLEL UNSAFE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'progress_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -231,8 +252,12 @@ SELECT nrt.worst_severity() AS health,
              ORDER BY h.severity = 'critical' DESC
              LIMIT 1),
            CASE WHEN s.activity = 'standby' THEN 'a standby: backups are taken on the primary' END,
+           CASE WHEN s.shipping = 'shipping' THEN 'protected off-site: every commit before '
+               || s.shipped_lsn || ' can be restored from ' || s.remote END,
            'protected on this machine: every commit before ' || s.archived_lsn
-               || ' can be restored; no remote is configured',
+               || ' can be restored; '
+               || CASE s.shipping WHEN 'off' THEN 'no remote is configured'
+                                  ELSE 'how far the remote reaches is being looked at' END,
            'protected on this machine; no remote is configured') AS summary,
        s.activity,
        s.job, s.job_type, s.job_trigger, s.job_started_at,
@@ -243,6 +268,12 @@ SELECT nrt.worst_severity() AS health,
        s.flushed_lsn::pg_lsn AS flushed_lsn,
        s.archived_lsn::pg_lsn AS archived_lsn,
        greatest(s.flushed_lsn::pg_lsn - s.archived_lsn::pg_lsn, 0)::bigint AS unarchived_bytes,
+       s.paused,
+       s.remote, s.shipping,
+       s.shipped_lsn::pg_lsn AS shipped_lsn,
+       s.ship_lag_bytes,
+       make_interval(secs => s.ship_lag) AS ship_lag,
+       s.offsite_backups,
        s.worker_pid
 FROM nrt.status_rows() s
 LEFT JOIN (SELECT type, next_run FROM nrt.schedule
@@ -265,6 +296,13 @@ COMMENT ON COLUMN nrt.status.next_run_type IS 'The type of that run.';
 COMMENT ON COLUMN nrt.status.flushed_lsn IS 'Up to where WAL is on this server''s disk.';
 COMMENT ON COLUMN nrt.status.archived_lsn IS 'Up to where WAL is in the repository.';
 COMMENT ON COLUMN nrt.status.unarchived_bytes IS 'Bytes of WAL position between the two: what is lost if the data directory is.';
+COMMENT ON COLUMN nrt.status.paused IS 'What nrt_pause() has paused: all, backups, shipping or nothing.';
+COMMENT ON COLUMN nrt.status.remote IS 'Where the off-site copy is.';
+COMMENT ON COLUMN nrt.status.shipping IS 'What shipping does: off without a remote, starting, shipping, fenced, failing, paused, stopped.';
+COMMENT ON COLUMN nrt.status.shipped_lsn IS 'Up to where the cluster can be restored from the remote, which has confirmed it.';
+COMMENT ON COLUMN nrt.status.ship_lag_bytes IS 'Bytes of WAL position that are not there yet: what is lost if this machine is.';
+COMMENT ON COLUMN nrt.status.ship_lag IS 'The age of the oldest of these bytes; 0 if there are none.';
+COMMENT ON COLUMN nrt.status.offsite_backups IS 'Backups that can be restored from the remote.';
 COMMENT ON COLUMN nrt.status.worker_pid IS 'The worker''s process; pg_cancel_backend on it cancels the running backup.';
 
 CREATE VIEW nrt.backup_history AS
@@ -365,6 +403,8 @@ COMMENT ON SCHEMA nrt IS 'What nrt_backup shows: start with nrt.status.';
 COMMENT ON FUNCTION nrt_backup_now(text) IS 'Takes a backup (full, diff or incr), waits for it, and returns its label. Cancelling the statement leaves the backup running.';
 COMMENT ON FUNCTION nrt_backup_start(text) IS 'Starts a backup (full, diff or incr) and returns its number in nrt.backup_history at once.';
 COMMENT ON FUNCTION nrt_backup_cancel() IS 'Cancels the running backup, or those that wait if none is running; returns whether there was one.';
+COMMENT ON FUNCTION nrt_pause(text) IS 'Lets no backup start (backups), or nothing go off-site (shipping), or both (all), until nrt_resume(); returns what is paused now.';
+COMMENT ON FUNCTION nrt_resume(text) IS 'Ends what nrt_pause() began, for backups, shipping or all; returns what is still paused.';
 COMMENT ON FUNCTION nrt_check() IS 'Looks at pgBackRest, the repository, the disks and the configuration now, and returns every health check.';
 COMMENT ON FUNCTION nrt.health_rows() IS 'The rows of nrt.health.';
 COMMENT ON FUNCTION nrt.worst_severity() IS 'The worst severity in nrt.health.';
@@ -387,11 +427,11 @@ $$;
 GRANT pg_monitor TO nrt_backup_operator;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA nrt FROM PUBLIC;
-REVOKE ALL ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check() FROM PUBLIC;
+REVOKE ALL ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text) FROM PUBLIC;
 REVOKE ALL ON SCHEMA nrt FROM PUBLIC;
 GRANT USAGE ON SCHEMA nrt TO pg_monitor;
 GRANT SELECT ON ALL TABLES IN SCHEMA nrt TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA nrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check() TO nrt_backup_operator;
+GRANT EXECUTE ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text) TO nrt_backup_operator;
 /* </end connected objects> */
 

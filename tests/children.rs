@@ -381,6 +381,15 @@ fn nothing_of_the_server_leaks_into_a_child() {
             .environment("AWS_SECRET_ACCESS_KEY", "do-not-tell")
             .environment("PGBACKREST_REPO1_PATH", "/nonsense"),
     );
+    // It is no configuration, and reported as such, without a word of it.
+    cluster.allow("RCLONE_CONF_BASE64 is not the base64 form of a text");
+    let reported =
+        cluster.value("select message || hint from nrt.health where check_name = 'remote'");
+    assert!(
+        reported.contains("RCLONE_CONF_BASE64") && !reported.contains("do-not-tell"),
+        "{reported}"
+    );
+    assert!(!cluster.log().contains("do-not-tell"));
     let all_of = |file: &str, pid: i32| fs::read(format!("/proc/{pid}/{file}")).expect("runs");
     let tells = |text: &[u8]| String::from_utf8_lossy(text).contains("do-not-tell");
     let worker = worker(&cluster);

@@ -20,7 +20,7 @@ use crate::postgres::{self, wal};
 use crate::state_directory;
 
 /// Between SIGTERM and SIGKILL. pgBackRest ends within 20 ms when its whole group is told to.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// After this a look is given up: something hangs.
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
 

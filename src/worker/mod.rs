@@ -416,11 +416,14 @@ impl Worker {
     /// Ends the children and leaves.
     fn end(mut self) {
         self.take(Event::ShutdownAsked);
-        self.ship.end();
         let deadline = Instant::now() + FAREWELL;
-        while (self.job.is_some() || self.look.is_some() || !self.ship.is_gone())
-            && Instant::now() < deadline
-        {
+        loop {
+            // Each of them is told at once, and they end side by side.
+            let shipped = self.ship.end();
+            let done = shipped && self.job.is_none() && self.look.is_none();
+            if done || deadline <= Instant::now() {
+                break;
+            }
             child::ended(&mut self.look);
             if let Some(exit) = child::ended(&mut self.job) {
                 self.take(Event::JobExited(exit));

@@ -45,6 +45,7 @@ pub(super) struct Ship {
 struct Running {
     child: Leashed,
     plan: Plan,
+    told_to_stop: Option<Instant>,
     started: Instant,
     since: DateTime<Utc>,
     told: Option<Position>,
@@ -108,7 +109,11 @@ impl Ship {
         self.reap();
         let wanted = self.plan.as_ref().filter(|_| !self.paused);
         match (&mut self.running, wanted) {
-            (Some(running), wanted) if wanted != Some(&running.plan) => running.child.terminate(),
+            (Some(running), wanted)
+                if wanted != Some(&running.plan) || running.told_to_stop.is_some() =>
+            {
+                running.stop();
+            }
             (None, Some(plan)) if self.not_before <= Instant::now() => {
                 let plan = plan.clone();
                 self.start(plan);
@@ -128,6 +133,7 @@ impl Ship {
                 self.running = Some(Running {
                     child,
                     plan,
+                    told_to_stop: None,
                     started: now,
                     since: Utc::now(),
                     told: None,
@@ -148,10 +154,10 @@ impl Ship {
             Ok(Some(report)) => report,
             Err(error) => nrt_process::Report { output: error.to_string(), ..Default::default() },
         };
-        let ran = running.started.elapsed();
+        let (ran, told_to_stop) = (running.started.elapsed(), running.told_to_stop);
         self.running = None;
         self.status = None;
-        if report.stopped {
+        if told_to_stop.is_some() {
             return;
         }
         let how = match (report.exit, report.signal) {
@@ -206,6 +212,10 @@ impl Ship {
     /// How long nothing else has to be done for it: until it is started again, or its lag has
     /// become too large without a word.
     pub(super) fn quiet_for(&self, settings: &Settings) -> Option<Duration> {
+        if let Some(at) = self.running.as_ref().and_then(|running| running.told_to_stop) {
+            // Once it is killed, its end will be heard of.
+            return (at + child::PATIENCE).checked_duration_since(Instant::now());
+        }
         if self.running.is_none() && self.plan.is_some() && !self.paused {
             return Some(self.not_before.saturating_duration_since(Instant::now()));
         }
@@ -239,22 +249,30 @@ impl Ship {
         }
     }
 
-    /// Tells the child the last position, and to end.
-    pub(super) fn end(&mut self) {
-        if let Some(running) = &mut self.running {
-            running.tell();
-            running.child.terminate();
-        }
-    }
-
-    /// Whether the child is gone.
-    pub(super) fn is_gone(&mut self) -> bool {
-        let running = self.running.as_mut();
-        running.is_none_or(|running| !matches!(running.child.try_wait(), Ok(None)))
+    /// Has the child end, and tells whether it is gone. To be called again until it is.
+    pub(super) fn end(&mut self) -> bool {
+        self.running.as_mut().is_none_or(|running| {
+            running.stop();
+            !matches!(running.child.try_wait(), Ok(None))
+        })
     }
 }
 
 impl Running {
+    /// Has it end, by the end of its input: a signal would end rclone together with it, by which
+    /// it ships what is left. When the time for that is over, it is killed.
+    fn stop(&mut self) {
+        match self.told_to_stop {
+            None => {
+                self.tell();
+                self.child.end_input();
+                self.told_to_stop = Some(Instant::now());
+            }
+            Some(at) if at.elapsed() >= child::PATIENCE => self.child.kill(),
+            Some(_) => {}
+        }
+    }
+
     /// Tells how far the WAL is, unless the child knows. What it does not take now it is told the
     /// next time; that it has ended is noticed elsewhere.
     fn tell(&mut self) {

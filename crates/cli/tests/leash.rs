@@ -234,6 +234,16 @@ fn who_tells_more_than_is_read_is_not_held_up_and_tears_no_line() {
 }
 
 #[test]
+fn a_program_whose_input_ends_still_has_what_runs_below_it() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let script = "sleep 100000 & while read line; do :; done; kill -0 $! && echo alive";
+    let mut leashed = listening(&format!("trap - TERM; {script}"), &directory);
+    leashed.end_input();
+    let report = wait(&mut leashed);
+    assert_eq!((report.exit, &*report.output, report.stopped), (Some(0), "alive\n", false));
+}
+
+#[test]
 fn a_program_that_has_ended_cannot_be_told() {
     let mut leashed = start(&Spec { input: true, ..shell("exit 3") });
     assert_eq!(wait(&mut leashed).exit, Some(3));

@@ -196,10 +196,16 @@ impl Leashed {
         }
     }
 
+    /// Ends the program's standard input. One that ends by itself then can still use what runs
+    /// below it, which [`Leashed::terminate`] ends at the same time.
+    pub fn end_input(&mut self) {
+        self.input = None;
+    }
+
     /// Ends the program's standard input, and asks the leash to stop the program: SIGTERM to all of it, and SIGKILL to what is left
     /// after the patience. Asking again changes nothing.
     pub fn terminate(&mut self) {
-        self.input = None;
+        self.end_input();
         if !self.told_to_stop {
             self.signal(Signal::TERM);
         }
