@@ -81,7 +81,24 @@ impl Cluster {
     /// Makes a cluster with a system identifier of its own.
     pub fn with_identity(name: &str) -> Cluster {
         let cluster = Cluster::without_data(name);
-        initdb(cluster.installation, &cluster.data());
+        initdb(cluster.installation, &cluster.data(), &[]);
+        cluster
+    }
+
+    /// The same with WAL segments of so many megabytes.
+    pub fn with_segments_of(name: &str, megabytes: u32) -> Cluster {
+        let cluster = Cluster::without_data(name);
+        let size = format!("--wal-segsize={megabytes}");
+        initdb(cluster.installation, &cluster.data(), &[&size]);
+        cluster
+    }
+
+    /// Makes a copy of a stopped cluster's data directory; the settings are not copied.
+    pub fn copy_of(original: &Cluster, name: &str) -> Cluster {
+        assert!(original.running_postmaster().is_none(), "{}: it runs", original.name);
+        let cluster = Cluster::without_data(name);
+        let mut copy = cluster.installation.command("cp");
+        succeed(copy.args(["-a", "--reflink=auto"]).arg(original.data()).arg(cluster.data()));
         cluster
     }
 
@@ -325,6 +342,25 @@ impl Cluster {
         wait_until("the server's processes noticed", PATIENCE, || {
             !self.processes().iter().any(|process| process.command.starts_with("postgres:"))
         });
+    }
+
+    /// Lets the machine vanish: kills everything of the cluster at once, without a word to anybody,
+    /// and removes the data directory and the repository.
+    pub fn vanish(&self) {
+        // A process that sees another one die may still say so.
+        for words in ["57P01", "57P02", "08006", "postmaster exit"] {
+            self.allow(words);
+        }
+        // Whoever could start something new stands still first.
+        for signal in [Signal::STOP, Signal::KILL] {
+            for process in self.processes() {
+                kill(process.pid, signal);
+            }
+        }
+        self.kill_all();
+        for directory in [self.data(), self.repository()] {
+            fs::remove_dir_all(&directory).expect("nobody is left who writes there");
+        }
     }
 
     /// Writes the settings, tells the server to read them, and waits until new sessions have them.
@@ -578,7 +614,7 @@ pub(crate) fn succeed(command: &mut Command) -> String {
     out.into_owned()
 }
 
-fn describe(processes: &[Process]) -> String {
+pub(crate) fn describe(processes: &[Process]) -> String {
     let line = |process: &Process| {
         format!("{} (parent {}): {}", process.pid, process.parent, process.command)
     };
@@ -598,17 +634,21 @@ fn template(installation: &Installation) -> PathBuf {
         let _ = fs::remove_dir_all(&template);
         installation.private_directory(&template).expect("the scratch directory is ours");
         let unfinished = template.join("unfinished");
-        initdb(installation, &unfinished);
+        initdb(installation, &unfinished, &[]);
         fs::rename(&unfinished, &data).expect("both are in one directory");
     }
     data
 }
 
-fn initdb(installation: &Installation, data: &Path) {
+fn initdb(installation: &Installation, data: &Path, more: &[&str]) {
     let mut initdb = installation.command(installation.program("initdb"));
     initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale"]);
     succeed(
-        initdb.args(["--data-checksums", "--no-sync", "--no-instructions", "--pgdata"]).arg(data),
+        initdb
+            .args(["--data-checksums", "--no-sync", "--no-instructions"])
+            .args(more)
+            .arg("--pgdata")
+            .arg(data),
     );
     let file = data.join("postgresql.conf");
     let text = fs::read_to_string(&file).expect("initdb wrote it");

@@ -10,15 +10,23 @@
 
 mod client;
 mod cluster;
+mod commits;
 mod installation;
 mod log;
+mod offsite;
 mod process;
+mod proxy;
+mod remote;
 
 pub use client::{Load, SqlError};
 pub use cluster::{Cluster, Shutdown, wait_until};
+pub use commits::{Commit, Commits};
 pub use installation::{Account, Installation};
 pub use log::{LogEntry, Severity, parse_log};
+pub use offsite::{Restore, Soundness, inspect};
 pub use process::{Process, kill, processes_mentioning};
+pub use proxy::{Proxy, Traffic};
+pub use remote::{Kind, Remote};
 
 /// Whether this process may do what only root can: mount a file system, become another user.
 pub fn is_root() -> bool {
