@@ -15,9 +15,13 @@ struct Arguments {
     command: Command,
 }
 
-// The server calls all of these; an operator has no use for them yet.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Status(commands::status::Arguments),
+    Check(commands::check::Arguments),
+    Takeover(commands::takeover::Arguments),
+    // The server calls these; an operator has no use for them.
+    #[command(hide = true)]
     Leash(commands::leash::Arguments),
     #[command(hide = true)]
     Look(commands::look::Arguments),
@@ -30,6 +34,9 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
+        Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Takeover(arguments) => commands::takeover::run(&arguments),
         Command::Leash(arguments) => commands::leash::run(arguments),
         Command::Ship(arguments) => commands::ship::run(&arguments),
         Command::Look(arguments) => commands::look::run(&arguments),

@@ -2,19 +2,16 @@
 //! them. `rclone check` does that, in a process of its own.
 
 use std::ffi::OsString;
-use std::path::Path;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::io;
+use std::process::{Command, Stdio};
 
 use nrt_core::inventory::Failure;
-use nrt_process::{allowed, capture};
+use nrt_process::{allowed, tether};
 
 use super::remote::Remote;
 use super::state::Shared;
-
-/// Reading a repository of terabytes takes a day.
-const LIMIT: Duration = Duration::from_secs(24 * 3600);
-/// About a hundred bytes for each of ten million files.
-const LONGEST: usize = 1 << 30;
+use super::wait_for;
 
 /// What `rclone check` found, as paths below the repository.
 #[derive(Debug, Default)]
@@ -60,20 +57,40 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, unfinished: &[String]) -> Fo
         args.push("--filter".into());
         args.push(rule.into());
     }
-    let environment = allowed(std::env::vars_os());
-    let captured = capture(Path::new(&plan.rclone), &args, &environment, LIMIT, LONGEST);
-    match captured {
-        Ok(captured) => {
-            let mut found = read(&String::from_utf8_lossy(&captured.stdout));
-            // 1 says that there are differences, and also that something went wrong.
+    match check(shared, remote, &args) {
+        Ok((success, stdout, stderr)) => {
+            let mut found = read(&stdout);
+            // It also ends badly when there are differences.
             let seen = !found.missing.is_empty() || !found.different.is_empty();
-            if found.failure.is_none() && captured.exit != Some(0) && !seen {
-                found.failure = Some(failure(remote.hide(captured.stderr.trim())));
+            if found.failure.is_none() && !success && !seen {
+                let words = stderr.lines().last().unwrap_or("no reason given");
+                found.failure = Some(failure(remote.hide(words)));
             }
             found
         }
         Err(error) => Found { failure: Some(failure(error.to_string())), ..Found::default() },
     }
+}
+
+/// Runs rclone until it ends or the session does. It may take a day: what it prints goes to files.
+fn check(
+    shared: &Shared,
+    remote: &Remote,
+    args: &[OsString],
+) -> io::Result<(bool, String, String)> {
+    let files = [(); 2].map(|()| remote.outbox().join(remote.spool_name()));
+    let mut command = Command::new(&shared.plan.rclone);
+    command.args(args).env_clear().envs(allowed(std::env::vars_os()));
+    command.stdin(Stdio::null());
+    command.stdout(File::create(&files[0])?).stderr(File::create(&files[1])?);
+    tether(&mut command);
+    let status = wait_for(shared, &mut command.spawn()?)?;
+    let text = |path| fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+    let printed = (status.success(), text(&files[0])?, text(&files[1])?);
+    for file in files {
+        fs::remove_file(file)?;
+    }
+    Ok(printed)
 }
 
 fn failure(words: String) -> Failure {

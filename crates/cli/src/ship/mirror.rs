@@ -78,14 +78,13 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, there: There, archive: &Mute
     let mut backoff = Backoff::new();
     while !shared.is_over() {
         if backoff.left().is_zero() {
-            let outcome = mirror.round().and_then(|()| {
+            let outcome = mirror.round().map(|()| {
                 let asked = Path::new(&plan.state).join(layout::COMPARE);
                 if asked.exists() || is_due(schedule.as_ref(), zone, compared_at) {
                     compared_at = Utc::now();
                     mirror.compare();
                     let _ = fs::remove_file(asked);
                 }
-                Ok(())
             });
             match outcome {
                 Ok(()) => backoff.worked(),

@@ -31,9 +31,10 @@ use std::fs;
 use std::io::{self, BufRead};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
@@ -115,7 +116,7 @@ pub(crate) fn run(plan: Plan) -> anyhow::Result<()> {
 }
 
 /// One session after the other, with ever longer pauses while none begins well.
-fn sessions(shared: &Shared) {
+fn sessions(shared: &Arc<Shared>) {
     let mut failures = 0_u32;
     while !shared.stop.load(Ordering::Relaxed) {
         shared.over.store(false, Ordering::Relaxed);
@@ -141,7 +142,7 @@ fn failing(shared: &Shared, problem: Failure) {
 }
 
 /// From rclone's start to its end.
-fn session(shared: &Shared) -> Result<(), Failure> {
+fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     let plan = &shared.plan;
     let state = Path::new(&plan.state);
     let outbox = state.join(layout::OUTBOX);
@@ -196,56 +197,78 @@ fn session(shared: &Shared) -> Result<(), Failure> {
         state.status.phase = Phase::Shipping;
         state.status.failure = None;
     });
-    let files = Mutex::new(files);
-    thread::scope(|scope| {
-        scope.spawn(|| tail::run(shared, &remote));
-        scope.spawn(|| archive::run(shared, &remote, &files));
-        scope.spawn(|| mirror::run(shared, &remote, there, &files));
-        scope.spawn(|| owner::run(shared, &remote, &me));
-        while !shared.is_over() {
-            shared.sleep(Duration::from_secs(1));
-            let sent = (&remote.sent_bytes, &remote.sent_objects);
-            let sent = (sent.0.load(Ordering::Relaxed), sent.1.load(Ordering::Relaxed));
-            let state = shared.lock();
-            let known = (state.status.sent_bytes, state.status.sent_objects);
-            drop(state);
-            if known != sent {
-                shared.change(|state| {
-                    (state.status.sent_bytes, state.status.sent_objects) = sent;
-                });
-            }
+    let remote = Arc::new(remote);
+    let threads = start(shared, &remote, there, files, me);
+    while !shared.is_over() {
+        shared.sleep(Duration::from_secs(1));
+        let sent = remote.sent();
+        let known = {
+            let status = &shared.lock().status;
+            (status.sent_bytes, status.sent_objects)
+        };
+        if known != sent {
+            shared.change(|state| {
+                (state.status.sent_bytes, state.status.sent_objects) = sent;
+            });
         }
-        if shared.stop.load(Ordering::Relaxed) {
-            let is_ours = shared.lock().status.phase == Phase::Shipping;
-            if is_ours {
-                farewell(shared, &remote);
-            }
-            shared.show(Duration::ZERO);
-            // The others may be in the middle of something long, and nothing of it is lost.
-            std::process::exit(0);
-        }
-    });
+    }
+    if shared.stop.load(Ordering::Relaxed) {
+        // The others may be in the middle of something long, and nothing of it is lost: they end
+        // with the process.
+        farewell(shared, &remote);
+        return Ok(());
+    }
+    for thread in threads {
+        // One that panicked has said so.
+        let _ = thread.join();
+    }
     Ok(())
 }
 
+/// Starts the threads of a session.
+fn start(
+    shared: &Arc<Shared>,
+    remote: &Arc<Remote>,
+    there: There,
+    files: Files,
+    me: String,
+) -> [JoinHandle<()>; 4] {
+    let files = Arc::new(Mutex::new(files));
+    let both = || (Arc::clone(shared), Arc::clone(remote));
+    let (for_tail, for_archive, for_mirror, for_owner) = (both(), both(), both(), both());
+    let their_files = Arc::clone(&files);
+    [
+        thread::spawn(move || tail::run(&for_tail.0, &for_tail.1)),
+        thread::spawn(move || archive::run(&for_archive.0, &for_archive.1, &their_files)),
+        thread::spawn(move || mirror::run(&for_mirror.0, &for_mirror.1, there, &files)),
+        thread::spawn(move || owner::run(&for_owner.0, &for_owner.1, &me)),
+    ]
+}
+
 /// Ships what is left, as far as there is time.
-fn farewell(shared: &Shared, remote: &Remote) {
-    let done = Mutex::new(false);
-    let begin = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            tail::finish(shared, remote);
-            *done.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = true;
-        });
-        while begin.elapsed() < FAREWELL {
-            if *done.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
-                return;
-            }
+fn farewell(shared: &Arc<Shared>, remote: &Arc<Remote>) {
+    if shared.lock().status.phase == Phase::Shipping {
+        let (shared, remote) = (Arc::clone(shared), Arc::clone(remote));
+        let shipment = thread::spawn(move || tail::finish(&shared, &remote));
+        let begin = Instant::now();
+        while !shipment.is_finished() && begin.elapsed() < FAREWELL {
             thread::sleep(Duration::from_millis(10));
         }
-        shared.show(Duration::ZERO);
-        std::process::exit(0);
-    });
+    }
+}
+
+/// Waits for a program's end; kills it when the session is over before.
+fn wait_for(shared: &Shared, child: &mut Child) -> io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if shared.is_over() {
+            child.kill()?;
+            return child.wait();
+        }
+        shared.sleep(Duration::from_millis(100));
+    }
 }
 
 /// Finds out what the remote holds, and compares it with the repository by names and sizes.

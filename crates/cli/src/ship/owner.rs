@@ -81,6 +81,8 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
     Ok(false)
 }
 
+/// How often a request for a takeover is looked for.
+const REQUESTS: Duration = Duration::from_secs(1);
 /// The copy of the file, written once when the remote is claimed.
 const COPY: &str = "owner.json.copy";
 
@@ -106,11 +108,21 @@ fn set_aside(remote: &Remote) -> Result<(), Failure> {
 /// Gives signs of life until the session is over, and ends it when the remote is not ours any
 /// more.
 pub(crate) fn run(shared: &Shared, remote: &Remote, me: &str) {
+    let request = Path::new(&shared.plan.state).join(layout::TAKEOVER);
+    let mut next = Instant::now() + beat(shared);
     while !shared.is_over() {
-        shared.sleep(beat(shared));
+        shared.sleep(REQUESTS);
+        if request.exists() {
+            // The next session begins with it.
+            shared.end_session();
+        }
         if shared.is_over() {
             return;
         }
+        if Instant::now() < next {
+            continue;
+        }
+        next = Instant::now() + beat(shared);
         match read(remote) {
             Ok(Some(owner)) if owner.instance == me => match write(shared, remote, me) {
                 Ok(()) => shared.report("owner", None),

@@ -51,8 +51,8 @@ pub(crate) struct Remote {
     /// Whether rclone encrypts what it writes there.
     pub(crate) is_encrypted: bool,
     /// Bytes and objects that were sent.
-    pub(crate) sent_bytes: AtomicU64,
-    pub(crate) sent_objects: AtomicU64,
+    sent_bytes: AtomicU64,
+    sent_objects: AtomicU64,
 }
 
 impl Remote {
@@ -73,6 +73,11 @@ impl Remote {
     /// rclone's version.
     pub(crate) fn version(&self) -> &str {
         &self.rclone.version
+    }
+
+    /// Bytes and objects that were sent.
+    pub(crate) fn sent(&self) -> (u64, u64) {
+        (self.sent_bytes.load(Ordering::Relaxed), self.sent_objects.load(Ordering::Relaxed))
     }
 
     /// Whether rclone is there at all.

@@ -15,6 +15,7 @@ use super::archive::{newest_id, segment_of};
 use super::remote::{Remote, failure};
 use super::repository::names;
 use super::state::Shared;
+use super::wait_for;
 
 /// The archive's path on the remote.
 pub(crate) fn path(label: &str) -> String {
@@ -98,12 +99,12 @@ fn stream(shared: &Shared, remote: &Remote, list: &Path, path: &str) -> io::Resu
     drop(tar);
     let mut sending = rclone.spawn()?;
     drop(rclone);
-    let packed = packing.wait()?;
+    let packed = wait_for(shared, &mut packing)?;
     if !packed.success() {
         // What was sent so far must not look whole.
         let _ = sending.kill();
     }
-    let sent = sending.wait()?;
+    let sent = wait_for(shared, &mut sending)?;
     if packed.success() && sent.success() {
         return Ok(());
     }

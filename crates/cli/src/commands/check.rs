@@ -1,0 +1,110 @@
+//! Has the remote compared with the repository, and says what was found.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use chrono::Utc;
+use nrt_core::layout;
+use nrt_core::offsite::{Comparison, Phase, Status};
+
+use super::server::{self, Server};
+
+const PAUSE: Duration = Duration::from_millis(200);
+/// How many files are named.
+const SHOWN: usize = 20;
+
+/// Compares the remote with the repository, file by file: names, sizes, and hashes where the
+/// remote has them.
+///
+/// What is missing there is sent again. What differs is named and left alone, because the damaged
+/// one may be the one here. Exit code: 0 if all was the same, 1 if something was sent again, 2 if
+/// something differs or could not be compared.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    match compare(&arguments.server) {
+        Ok(comparison) => report(&comparison),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn compare(server: &Server) -> anyhow::Result<Comparison> {
+    let state = server.state()?;
+    must_ship(server, &state)?;
+    let asked = Utc::now();
+    let request = state.join(layout::COMPARE);
+    fs::write(&request, "").with_context(|| format!("write \"{}\"", request.display()))?;
+    loop {
+        let status: Option<Status> = server::read(&state, layout::SHIP);
+        if let Some(comparison) = status.and_then(|it| it.comparison)
+            && comparison.at > asked
+        {
+            return Ok(comparison);
+        }
+        if let Err(error) = must_ship(server, &state) {
+            let _ = fs::remove_file(&request);
+            return Err(error);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Refuses where nobody would ever answer.
+fn must_ship(server: &Server, state: &Path) -> anyhow::Result<()> {
+    if !server.is_running() {
+        bail!("the server does not run\nHINT: Start it: what compares is a process of its own.");
+    }
+    match server::read::<Status>(state, layout::SHIP) {
+        None => bail!("this server ships nowhere\nHINT: Set nrt_backup.rclone_config."),
+        Some(Status { phase: Phase::Fenced | Phase::Failing, failure, .. }) => {
+            let failure = failure.map(|it| format!("{}\nHINT: {}", it.message, it.hint));
+            bail!("{}", failure.unwrap_or_else(|| "shipping fails".to_string()));
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn report(comparison: &Comparison) -> ExitCode {
+    println!("{} files are the same", comparison.same);
+    let list = |what: &str, files: &[String]| {
+        if !files.is_empty() {
+            println!("{} {what}:", files.len());
+            for file in files.iter().take(SHOWN) {
+                println!("  {file}");
+            }
+            if files.len() > SHOWN {
+                println!("  ... and {} more", files.len() - SHOWN);
+            }
+        }
+    };
+    list("were missing on the remote and are sent again", &comparison.repaired);
+    list("differ, and are left as they are", &comparison.different);
+    if !comparison.different.is_empty() {
+        println!(
+            "HINT: Find out which one is damaged with \"pgbackrest verify\". If it is the \
+             remote's, delete it there and run this again."
+        );
+    }
+    if let Some(failure) = &comparison.failure {
+        println!("{}\nHINT: {}", failure.message, failure.hint);
+    }
+    if !comparison.different.is_empty() || comparison.failure.is_some() {
+        ExitCode::from(2)
+    } else if !comparison.repaired.is_empty() {
+        ExitCode::from(1)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
