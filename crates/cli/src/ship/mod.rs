@@ -211,6 +211,14 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
                 (state.status.sent_bytes, state.status.sent_objects) = sent;
             });
         }
+        // rclone goes on with the credentials that it began with, and what it keeps of a token
+        // does not matter while all is well.
+        let is_failing = !shared.lock().failures.is_empty();
+        let now = is_failing.then(|| fs::read_to_string(&plan.rclone_config));
+        if now.is_some_and(|now| now.is_ok_and(|now| now != configuration)) {
+            eprintln!("session: \"{}\" has changed", plan.rclone_config);
+            shared.end_session();
+        }
     }
     if shared.stop.load(Ordering::Relaxed) {
         // The others may be in the middle of something long, and nothing of it is lost: they end
