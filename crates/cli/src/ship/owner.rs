@@ -66,6 +66,12 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                 if asked.is_some_and(|request| request.trim() == SET_ASIDE) {
                     set_aside(remote)?;
                 }
+                // Whoever waits for the request to be gone must not find that we are fenced.
+                shared.change(|state| {
+                    state.status.phase = Phase::Starting;
+                    state.status.failure = None;
+                });
+                shared.show(Duration::ZERO);
                 let _ = fs::remove_file(&request);
                 return Ok(true);
             }
