@@ -59,7 +59,7 @@ const FAREWELL: Duration = Duration::from_millis(1500);
 /// Between two writings of the status, at least.
 const SHOW: Duration = Duration::from_millis(100);
 /// Pauses before the next session.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// A session that lasted this long had begun well.
 const WELL: Duration = Duration::from_secs(60);
 

@@ -82,7 +82,10 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                 fence(shared, other_cluster(&owner));
             }
         }
-        shared.sleep((heartbeat / 3).min(Duration::from_secs(2)));
+        let next = Instant::now() + heartbeat / 3;
+        while Instant::now() < next && !shared.is_over() && !request.exists() {
+            shared.sleep(REQUESTS.min(heartbeat / 3));
+        }
     }
     Ok(false)
 }

@@ -334,7 +334,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    const LONGEST: Duration = Duration::from_secs(30);
+    const LONGEST: Duration = Duration::from_secs(10);
 
     /// Nothing has failed yet.
     pub(crate) fn new() -> Backoff {

@@ -200,6 +200,18 @@ impl Archive {
     }
 }
 
+/// Whether the archive in a directory holds a segment.
+pub(crate) fn holds(archive: &Path, segment: &str) -> bool {
+    let Some(group) = segment.get(0..16) else { return false };
+    let ids = names(archive).unwrap_or_default();
+    ids.iter().any(|id| {
+        let files = names(&archive.join(id).join(group)).unwrap_or_default();
+        files.iter().any(|name| {
+            !left_out(name) && name.strip_prefix(segment).is_some_and(|rest| rest.starts_with('-'))
+        })
+    })
+}
+
 /// Whether a name is that of a directory of up to 256 segments.
 pub(crate) fn is_group(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|it| it.is_ascii_hexdigit())
@@ -236,6 +248,11 @@ mod tests {
         assert_eq!(names(&mut archive), ["a"]);
         fs::write(group.join("c"), "x").expect("written");
         assert_eq!(names(&mut archive), ["a", "c"]);
+        let segment = "000000010000000000000003";
+        fs::write(group.join(format!("{segment}-12ab.zst.pgbackrest.tmp")), "x").expect("written");
+        assert!(!holds(root.path(), segment));
+        fs::write(group.join(format!("{segment}-12ab.zst")), "x").expect("written");
+        assert!(holds(root.path(), segment));
         fs::remove_dir_all(&group).expect("removed");
         assert!(names(&mut archive).is_empty());
     }

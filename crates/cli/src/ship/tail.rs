@@ -13,6 +13,7 @@ use nrt_core::offsite::Position;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
 
 use super::remote::{Backoff, Mode, Remote, failure};
+use super::repository;
 use super::state::Shared;
 
 /// The longest piece: what has to be sent again when it fails.
@@ -159,15 +160,20 @@ fn send(shared: &Shared, remote: &Remote, parcel: &Parcel) -> Result<(), Failure
 
 /// Where a segment is that `pg_wal` does not have any more.
 fn recycled(shared: &Shared, segment: Segment) -> Result<(), Failure> {
-    let here = shared.lock().archived_here.is_archived(segment);
-    if here {
-        shared.change(|state| state.pass_wanted = true);
+    let size = shared.plan.segment_size;
+    let archive = shared.repository.join("archive").join(&shared.plan.stanza);
+    // Not what the last look at it found: that may be older than the segment.
+    if repository::holds(&archive, &segment.name(size)) {
+        shared.change(|state| {
+            state.archived_here.archive(segment);
+            state.pass_wanted = true;
+        });
         // It is sent as a whole.
         shared.sleep(Duration::from_millis(200));
         return Ok(());
     }
     shared.change(|state| state.pass_wanted = true);
-    let name = segment.name(shared.plan.segment_size);
+    let name = segment.name(size);
     Err(Failure {
         message: format!(
             "segment {name} is neither in pg_wal nor in the repository's archive: what comes \
