@@ -18,12 +18,18 @@ const NAME: &str = "main";
 
 /// Starts a cluster that ships, and waits until its first backup is off-site.
 fn shipping(cluster: Cluster, remote: &Remote) -> Cluster {
+    let cluster = shipping_nowhere(remote.configure(cluster));
+    wait_for_offsite(&cluster, 1);
+    cluster
+}
+
+/// Starts a cluster and waits for its first backup.
+fn shipping_nowhere(cluster: Cluster) -> Cluster {
     for words in ["nrt_backup health: ", "nrt_backup job ", "nrt_backup ship", "archiver "] {
         cluster.allow(words);
     }
-    let cluster = remote.configure(quiet(cluster)).started();
+    let cluster = quiet(cluster).started();
     backed_up(&cluster);
-    wait_for_offsite(&cluster, 1);
     cluster
 }
 
@@ -201,13 +207,20 @@ pub(super) fn mirror(effort: &Effort) -> Vec<Row> {
     });
     let mut running = Vec::new();
     for ((cluster, old), remote) in clusters.into_iter().zip(&remotes) {
+        // No stanza can be made where files are.
+        let cluster = shipping_nowhere(cluster);
         let major = cluster.installation().major();
         for root in [cluster.repository(), remote.files(NAME).join("repository")] {
             old_segments(&root.join(format!("archive/main/{major}-1")), old);
+        }
+        for root in [cluster.repository(), remote.files(NAME)] {
             own_everything(&root);
         }
-        own_everything(&remote.files(NAME));
-        let cluster = shipping(cluster, remote);
+        for (name, value) in remote.settings() {
+            cluster.set(name, &value);
+        }
+        cluster.reload();
+        wait_for_offsite(&cluster, 1);
         cluster.sql("CREATE TABLE small (i int)");
         running.push(cluster);
     }
