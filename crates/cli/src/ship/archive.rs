@@ -11,6 +11,7 @@ use nrt_core::inventory::Failure;
 use nrt_core::lsn::Segment;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
 
+use super::owner::surely_ours;
 use super::remote::{Backoff, Mode, Remote, failure};
 use super::repository::{Archive, is_group};
 use super::state::Shared;
@@ -132,6 +133,7 @@ impl Mirror<'_> {
         });
         let root = root.to_string_lossy();
         for round in missing.chunks(ROUND) {
+            surely_ours(self.shared, self.remote)?;
             self.send(&root, round)?;
             if self.shared.is_over() {
                 return Ok(());

@@ -56,20 +56,27 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
             judge(found.as_ref(), system_id, me, unchanged_for, heartbeat, asked.is_some());
         match verdict {
             Verdict::Ours | Verdict::MayClaim => {
-                claim(shared, remote, me)?;
-                // Somebody else may have thought the same: the last one to write has it.
-                if verdict == Verdict::MayClaim && found.is_some() {
-                    shared.sleep(heartbeat.min(Duration::from_secs(2)));
+                let unsettled = found
+                    .as_ref()
+                    .is_some_and(|owner| owner.unsettled || verdict == Verdict::MayClaim);
+                claim(shared, remote, me, unsettled)?;
+                if unsettled {
+                    // Somebody else may have claimed it, too: the last one to write has it. And
+                    // the one that had it may be alive, and sees this with its next heartbeat.
+                    shared.sleep(heartbeat + MARGIN);
                     if read(remote)?.is_none_or(|owner| owner.instance != me) {
                         continue;
                     }
                 }
-                let from_another = verdict == Verdict::MayClaim && found.is_some();
                 if asked.is_some_and(|request| request.trim() == SET_ASIDE) {
                     set_aside(remote, &["repository".to_string(), DIRECTORY.to_string()])?;
-                } else if from_another {
+                } else if unsettled {
                     set_their_tail_aside(shared, remote)?;
                 }
+                if unsettled {
+                    claim(shared, remote, me, false)?;
+                }
+                shared.verified();
                 // Whoever waits for the request to be gone must not find that we are fenced.
                 shared.change(|state| {
                     state.status.phase = Phase::Starting;
@@ -96,6 +103,8 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
 
 /// How often a request for a takeover is looked for.
 const REQUESTS: Duration = Duration::from_secs(1);
+/// How much later than its heartbeat another instance may see that it has been replaced.
+const MARGIN: Duration = Duration::from_secs(3);
 /// The copy of the file, written once when the remote is claimed.
 const COPY: &str = "owner.json.copy";
 
@@ -157,8 +166,18 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, me: &str) {
         }
         next = Instant::now() + beat(shared);
         match read(remote) {
+            Ok(Some(owner)) if owner.instance == me && !shared.has_beaten(owner.heartbeat) => {
+                eprintln!("owner: a twin of this instance, on \"{}\", ships here", owner.host);
+                // A snapshot of the whole machine has the same identity. One of the two has to be
+                // another, and is fenced then.
+                let _ = fs::remove_file(Path::new(&shared.plan.state).join(layout::INSTANCE));
+                shared.end_session();
+            }
             Ok(Some(owner)) if owner.instance == me => match write(shared, remote, me) {
-                Ok(()) => shared.report("owner", None),
+                Ok(()) => {
+                    shared.verified();
+                    shared.report("owner", None);
+                }
                 Err(problem) => shared.report("owner", Some(problem)),
             },
             Ok(Some(owner)) => {
@@ -184,7 +203,10 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, me: &str) {
 pub(crate) fn still_ours(shared: &Shared, remote: &Remote) -> Result<(), Failure> {
     let me = instance(Path::new(&shared.plan.state))?;
     match read(remote)? {
-        Some(owner) if owner.instance == me => Ok(()),
+        Some(owner) if owner.instance == me => {
+            shared.verified();
+            Ok(())
+        }
         Some(owner) => {
             shared.end_session();
             Err(other_instance(&owner))
@@ -197,6 +219,12 @@ pub(crate) fn still_ours(shared: &Shared, remote: &Remote) -> Result<(), Failure
             })
         }
     }
+}
+
+/// Looks whether the remote is still ours if that was not seen for two heartbeats: a machine that
+/// stood still, or was cut off, may have been replaced meanwhile.
+pub(crate) fn surely_ours(shared: &Shared, remote: &Remote) -> Result<(), Failure> {
+    if shared.verified_within(2 * beat(shared)) { Ok(()) } else { still_ours(shared, remote) }
 }
 
 fn beat(shared: &Shared) -> Duration {
@@ -221,24 +249,33 @@ fn read(remote: &Remote) -> Result<Option<Owner>, Failure> {
 }
 
 /// Makes this instance the owner.
-fn claim(shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
-    write_to(COPY, shared, remote, me)?;
-    write_to(FILE, shared, remote, me)
+fn claim(shared: &Shared, remote: &Remote, me: &str, unsettled: bool) -> Result<(), Failure> {
+    write_to(COPY, shared, remote, me, unsettled)?;
+    write_to(FILE, shared, remote, me, unsettled)
 }
 
 /// Gives a sign of life.
 fn write(shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
-    write_to(FILE, shared, remote, me)
+    write_to(FILE, shared, remote, me, false)
 }
 
-fn write_to(name: &str, shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
+fn write_to(
+    name: &str,
+    shared: &Shared,
+    remote: &Remote,
+    me: &str,
+    unsettled: bool,
+) -> Result<(), Failure> {
     let timeline = shared.lock().position.map_or(0, |position| position.timeline);
+    let now = Utc::now();
+    shared.beats(now);
     let owner = Owner {
         system_identifier: shared.plan.system_id.to_string(),
         instance: me.to_string(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         timeline,
-        heartbeat: Utc::now(),
+        heartbeat: now,
+        unsettled,
     };
     let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
     remote.put(name, &text).map_err(|it| failure("the remote cannot be written", &it))

@@ -313,7 +313,7 @@ pub(crate) fn failure(what: &str, refusal: &Refusal) -> Failure {
     {
         "See that the credentials in rclone's configuration are right and may read, write and \
          list there."
-    } else if says(&["no space", "quota", "507", "insufficient storage", "full"]) {
+    } else if says(&["no space", "quota", "507", "insufficient storage", "full", "disk space"]) {
         "Make room on the remote."
     } else if says(&["refused", "no such host", "timeout", "i/o", "unreachable", "deadline"]) {
         "The remote cannot be reached; what is missing there is sent when it can."

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
 use nrt_core::inventory::{Failure, Inventory};
@@ -18,6 +18,9 @@ use nrt_core::offsite::{Phase, Plan, Position, Status};
 /// other one is forgotten.
 const HEARD: usize = 4096;
 
+/// Signs of life that are remembered: one that seemed to fail may have arrived.
+const BEATS: usize = 16;
+
 /// What the threads share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -27,6 +30,10 @@ pub(crate) struct Shared {
     pub(crate) repository: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
+    /// When the remote was last seen to be ours, by the clock that goes on while a machine sleeps.
+    verified: Mutex<SystemTime>,
+    /// The signs of life that this session has given, the last ones.
+    beats: Mutex<VecDeque<DateTime<Utc>>>,
     /// The process is about to end.
     pub(crate) stop: AtomicBool,
     /// The session with the remote is over: another owner, a dead rclone, or `stop`.
@@ -155,7 +162,7 @@ impl State {
         self.status.deletions_pending = self.undeleted.values().map(|(count, _)| count).sum();
         self.status.deletion_failure =
             self.undeleted.values().find_map(|(_, failure)| failure.clone());
-        let failing = ["owner", "tail"].iter().find_map(|part| self.failures.get(part)).cloned();
+        let failing = ["owner", "tail", "archive"].iter().find_map(|part| self.failures.get(part)).cloned();
         match (self.status.phase, failing) {
             (Phase::Shipping | Phase::Failing, Some(failure)) => {
                 self.status.phase = Phase::Failing;
@@ -206,6 +213,8 @@ impl Shared {
             repository,
             state: Mutex::default(),
             changed: Condvar::new(),
+            verified: Mutex::new(SystemTime::UNIX_EPOCH),
+            beats: Mutex::default(),
             stop: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
@@ -225,6 +234,32 @@ impl Shared {
         drop(state);
         self.changed.notify_all();
         result
+    }
+
+    /// The remote was just seen to be ours.
+    pub(crate) fn verified(&self) {
+        *self.verified.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+    }
+
+    /// Whether the remote was seen to be ours within so much time.
+    pub(crate) fn verified_within(&self, time: Duration) -> bool {
+        let verified = *self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        // A clock that was put back tells nothing.
+        verified.elapsed().is_ok_and(|age| age < time)
+    }
+
+    /// Remembers a sign of life that is about to be given.
+    pub(crate) fn beats(&self, at: DateTime<Utc>) {
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        if beats.len() == BEATS {
+            beats.pop_front();
+        }
+        beats.push_back(at);
+    }
+
+    /// Whether a sign of life was given by this session.
+    pub(crate) fn has_beaten(&self, at: DateTime<Utc>) -> bool {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner).contains(&at)
     }
 
     /// Takes in a position.

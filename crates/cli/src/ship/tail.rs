@@ -12,6 +12,7 @@ use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::Position;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
 
+use super::owner::surely_ours;
 use super::remote::{Backoff, Mode, Remote, failure};
 use super::repository;
 use super::state::Shared;
@@ -115,6 +116,7 @@ fn next_batch(shared: &Shared) -> Vec<Parcel> {
 
 /// Sends pieces side by side. What is confirmed counts, also if another one fails.
 fn ship(shared: &Shared, remote: &Remote, batch: &[Parcel]) -> Result<(), Failure> {
+    surely_ours(shared, remote)?;
     let results: Vec<Result<(), Failure>> = thread::scope(|scope| {
         let sending: Vec<_> =
             batch.iter().map(|parcel| scope.spawn(|| send(shared, remote, parcel))).collect();

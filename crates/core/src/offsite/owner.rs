@@ -24,6 +24,9 @@ pub struct Owner {
     pub timeline: u32,
     /// When it was last there, by its own clock.
     pub heartbeat: DateTime<Utc>,
+    /// It has taken over from another instance, whose tail still has to be set aside.
+    #[serde(default)]
+    pub unsettled: bool,
 }
 
 /// What an instance may do.
@@ -80,6 +83,7 @@ mod tests {
             host: "db1".to_string(),
             timeline: 1,
             heartbeat: DateTime::UNIX_EPOCH,
+            unsettled: false,
         };
         let judge = |found: Option<&Owner>, seconds, taking_over| {
             judge(found, 7, "me", Duration::from_secs(seconds), beat, taking_over)
