@@ -185,6 +185,11 @@ fn the_machine_vanishes(kind: Kind) {
     wait_for_shipped(&cluster, Duration::from_secs(20));
     all_well(&cluster);
     let labels: Vec<String> = cluster.sql("select label from nrt.backups").concat();
+    // A backup is described when the worker has looked at it, which is after it can be restored.
+    wait_until("the backups are described", SOON, || {
+        let listed = remote.list(NAME);
+        labels.iter().all(|label| listed.iter().any(|it| it.ends_with(&format!("{label}.json"))))
+    });
     let restored = vanish_and_restore(&cluster, &remote, commits, "vanished");
     drop(restored);
 

@@ -1,6 +1,7 @@
 //! Mirrors the archive: every finished segment, in order, as pgBackRest has stored it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -89,31 +90,41 @@ struct Mirror<'a> {
 }
 
 impl Mirror<'_> {
-    /// Sends all that is in the local archive and not on the remote.
+    /// Sends all that is in the local archive and not on the remote. Looks only into directories
+    /// that have changed since all of theirs was there.
     fn pass(&mut self) -> Result<(), Failure> {
         let stanza = &self.shared.plan.stanza;
         let root = self.shared.repository.join("archive").join(stanza);
-        let all = self.local.read(&root).map_err(|error| Failure {
+        if self.shared.change(|state| std::mem::take(&mut state.look_at_all)) {
+            self.local = Archive::default();
+        }
+        self.local.read(&root).map_err(|error| Failure {
             message: format!("the repository's archive cannot be read: {error}"),
             hint: "See that the repository's file system is there and can be read.".to_string(),
         })?;
         let size = self.shared.plan.segment_size;
-        let newest = newest_id(all.keys());
-        let there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = newest_id(self.local.ids());
         let mut missing = Vec::new();
         let mut here = Vec::new();
-        for (directory, (_, names)) in all {
-            let ours = newest.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/")));
-            let known = there.get(directory);
-            for name in names.iter().filter(|name| is_archived_file(directory, name)) {
-                let segment = segment_of(name, size).filter(|_| ours);
-                here.extend(segment);
-                if !known.is_some_and(|known| known.contains(name)) {
-                    missing.push((directory.clone(), name.clone(), segment));
+        {
+            let there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+            for (directory, names) in self.local.changed() {
+                let ours =
+                    newest.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/")));
+                let known = there.get(directory);
+                for name in names.iter().filter(|name| is_archived_file(directory, name)) {
+                    let segment = segment_of(name, size);
+                    here.extend(segment.filter(|_| ours));
+                    if known.is_some_and(|known| known.contains(name)) {
+                        continue;
+                    }
+                    if let Some(other) = known.and_then(|known| namesake(known, name)) {
+                        return Err(conflict(name, other));
+                    }
+                    missing.push((directory.clone(), name.clone(), segment.filter(|_| ours)));
                 }
             }
         }
-        drop(there);
         self.shared.change(|state| {
             for segment in here {
                 state.archived_here.archive(segment);
@@ -123,9 +134,10 @@ impl Mirror<'_> {
         for round in missing.chunks(ROUND) {
             self.send(&root, round)?;
             if self.shared.is_over() {
-                break;
+                return Ok(());
             }
         }
+        self.local.all_is_there();
         Ok(())
     }
 
@@ -156,8 +168,8 @@ impl Mirror<'_> {
                             shared.change(|state| state.coverage.archive(*segment));
                         }
                     }
-                    // Expired meanwhile.
-                    Err(refusal) if refusal.missing => {}
+                    // Expired meanwhile. The remote, too, may miss something.
+                    Err(_) if !Path::new(root).join(&file).exists() => {}
                     Err(refusal) => {
                         let what = format!("the archive's file \"{name}\" cannot be sent");
                         problem = Some(failure(&what, &refusal));
@@ -219,8 +231,11 @@ impl Mirror<'_> {
         }
         let mut again = Vec::new();
         for piece in replaced {
-            if self.shared.lock().coverage.is_archived(piece.segment) {
-                // Went with its directory.
+            let state = self.shared.lock();
+            // It went with its directory, or has been sent anew.
+            let keep = state.coverage.is_archived(piece.segment) || state.coverage.holds(&piece);
+            drop(state);
+            if keep {
                 continue;
             }
             let path = format!("{DIRECTORY}/{}", piece.path(size));
@@ -236,6 +251,27 @@ impl Mirror<'_> {
             state.replaced.extend(again);
             state.undeleted.insert("tail", (count, problem));
         });
+    }
+}
+
+/// Another file of the same segment: with other content, as its name says.
+fn namesake<'a>(known: &'a BTreeSet<String>, name: &str) -> Option<&'a str> {
+    let segment = name.get(0..24).filter(|_| name.as_bytes().get(24) == Some(&b'-'))?;
+    let from = format!("{segment}-");
+    known.range(from.clone()..).next().map(String::as_str).filter(|it| it.starts_with(&from))
+}
+
+/// Two histories of one timeline, as of a copy of the cluster that was never promoted. pgBackRest
+/// restores neither when both are there.
+fn conflict(name: &str, other: &str) -> Failure {
+    Failure {
+        message: format!(
+            "the remote holds another segment of the same name (\"{other}\", here \"{name}\"): \
+             this server and the one that shipped before have gone different ways on one timeline"
+        ),
+        hint: "Give this server a name of its own in nrt_backup.name, or run \"nrt-backup \
+               takeover --set-aside\" to keep the remote's backups under another name."
+            .to_string(),
     }
 }
 
@@ -286,6 +322,22 @@ mod tests {
         assert!(is_archived_file("15-1", "00000002.history"));
         assert!(!is_archived_file("15-1", "0000000100000000"));
         assert!(!is_archived_file(group, ".new-x"));
+    }
+
+    #[test]
+    fn another_history_of_a_timeline_is_seen() {
+        let known: BTreeSet<String> = [
+            "000000010000000000000003-aa.zst",
+            "000000010000000000000003.00000028.backup",
+            "000000010000000000000004.partial-bb.zst",
+        ]
+        .map(str::to_string)
+        .into();
+        let other = Some("000000010000000000000003-aa.zst");
+        assert_eq!(namesake(&known, "000000010000000000000003-cc.zst"), other);
+        assert_eq!(namesake(&known, "000000010000000000000004-cc.zst"), None);
+        assert_eq!(namesake(&known, "000000010000000000000002-cc.zst"), None);
+        assert_eq!(namesake(&known, "000000010000000000000003.00000028.backup"), None);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::compare;
 use super::configuration;
 use super::owner::still_ours;
 use super::remote::{Backoff, Mode, Remote, failure};
-use super::repository::{Info, finished, has_held, has_manifest, labels_in, names};
+use super::repository::{self, Info, Stamp, finished, has_held, has_manifest, labels_in, names};
 use super::state::Shared;
 use super::tarball;
 
@@ -67,6 +67,8 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, there: There, archive: &Mute
         archive,
         there,
         mirrored: None,
+        seen: None,
+        deletions_due: true,
         described: None,
         delete_again: None,
         configuration: configuration::Kept::default(),
@@ -111,6 +113,10 @@ struct Mirror<'a> {
     there: There,
     /// The info files that the remote holds.
     mirrored: Option<Info>,
+    /// What told that they are the same as here.
+    seen: Option<[Stamp; 2]>,
+    /// Something may have been expired since the last look.
+    deletions_due: bool,
     /// When the inventory was changed by which the descriptions were written last.
     described: Option<SystemTime>,
     delete_again: Option<Instant>,
@@ -133,37 +139,26 @@ impl Mirror<'_> {
 
     /// Does what has become necessary.
     fn round(&mut self) -> Result<(), Failure> {
-        let info = Info::read(&self.shared.repository, self.stanza()).map_err(|error| Failure {
-            message: format!("the repository cannot be read: {error}"),
-            hint: "See that its file system is there and can be read.".to_string(),
-        })?;
-        // Without a stanza there is nothing to mirror, and nothing is changed on the remote.
-        let Some(info) = info else { return Ok(()) };
-        self.refuse_the_tail(&info);
-        if self.mirrored.as_ref() != Some(&info) {
-            self.mirror(info)?;
+        let stamp = repository::stamp(&self.shared.repository, self.stanza());
+        if stamp.is_none() || self.seen != stamp || self.mirrored.is_none() {
+            let info =
+                Info::read(&self.shared.repository, self.stanza()).map_err(|error| Failure {
+                    message: format!("the repository cannot be read: {error}"),
+                    hint: "See that its file system is there and can be read.".to_string(),
+                })?;
+            // Without a stanza there is nothing to mirror, and nothing is changed on the remote.
+            let Some(info) = info else { return Ok(()) };
+            refuse_the_tail(self.shared, self.remote, Some(&info));
+            if self.mirrored.as_ref() != Some(&info) {
+                self.mirror(info)?;
+            }
+            self.seen = stamp;
+            self.deletions_due = true;
         }
         self.describe()?;
         self.keep_the_configuration()?;
         self.delete_expired();
-        Ok(())
-    }
-
-    /// A repository that pgBackRest encrypts must not have its newest WAL in clear beside it.
-    fn refuse_the_tail(&self, info: &Info) {
-        let refused = info.is_encrypted() && !self.remote.is_encrypted;
-        let refused = refused.then(|| Failure {
-            message: "the repository is encrypted, but the WAL tail beside it would not be: only \
-                      finished segments are shipped"
-                .to_string(),
-            hint:
-                "Wrap the remote in one of rclone's type crypt and set nrt_backup.remote_name to \
-                   that."
-                    .to_string(),
-        });
-        if self.shared.lock().status.tail_refused != refused {
-            self.shared.change(|state| state.status.tail_refused = refused);
-        }
+        self.send_tars()
     }
 
     fn mirror(&mut self, info: Info) -> Result<(), Failure> {
@@ -311,7 +306,6 @@ impl Mirror<'_> {
         }
         let Some(inventory) = self.shared.read_inventory() else { return Ok(()) };
         let system_id = self.shared.plan.system_id;
-        let mut wanted = BTreeSet::new();
         for backup in inventory.backups_of(system_id) {
             if !self.there.complete.contains(&backup.label) {
                 continue;
@@ -324,16 +318,31 @@ impl Mirror<'_> {
                 })?;
                 self.there.descriptions.insert(path.clone());
             }
-            if self.shared.plan.portable_tar && backup.kind == BackupType::Full {
-                let path = tarball::path(&backup.label);
-                if !self.there.tars.contains(&path) {
-                    tarball::send(self.shared, self.remote, backup, &path)?;
-                    self.there.tars.insert(path.clone());
-                }
-            }
-            wanted.insert(backup.label.clone());
         }
         self.described = changed;
+        self.deletions_due = true;
+        Ok(())
+    }
+
+    /// Sends each full backup as one archive, if that is wanted.
+    fn send_tars(&mut self) -> Result<(), Failure> {
+        if !self.shared.plan.portable_tar {
+            return Ok(());
+        }
+        let wanted = self.there.complete.iter().filter(|label| label.ends_with('F'));
+        let missing: Vec<String> =
+            wanted.filter(|it| !self.there.tars.contains(&tarball::path(it))).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let Some(inventory) = self.shared.read_inventory() else { return Ok(()) };
+        for backup in inventory.backups_of(self.shared.plan.system_id) {
+            if missing.contains(&backup.label) {
+                let path = tarball::path(&backup.label);
+                tarball::send(self.shared, self.remote, backup, &path)?;
+                self.there.tars.insert(path);
+            }
+        }
         Ok(())
     }
 
@@ -353,7 +362,7 @@ impl Mirror<'_> {
 
     /// Removes from the remote what expire has removed here.
     fn delete_expired(&mut self) {
-        if self.delete_again.is_some_and(|again| Instant::now() < again) {
+        if !self.deletions_due || self.delete_again.is_some_and(|again| Instant::now() < again) {
             return;
         }
         let Some(listed) = self.there.info.as_deref().map(labels_in) else { return };
@@ -382,6 +391,7 @@ impl Mirror<'_> {
             if self.shared.lock().undeleted.contains_key("backups") {
                 self.shared.change(|state| drop(state.undeleted.remove("backups")));
             }
+            self.deletions_due = false;
             return;
         }
         let mut problem = still_ours(self.shared, self.remote).err();
@@ -566,6 +576,7 @@ impl Mirror<'_> {
                     if let Some(segment) = segment_of(name, self.shared.plan.segment_size) {
                         state.coverage.forget_archived(segment);
                     }
+                    state.look_at_all = true;
                     state.pass_wanted = true;
                 });
             }
@@ -580,6 +591,27 @@ impl Mirror<'_> {
             || label.is_some_and(|label| {
                 self.there.labels.contains(label) && !self.there.complete.contains(label)
             })
+    }
+}
+
+/// Refuses to write a tail beside a repository that pgBackRest encrypts: the newest WAL would be in
+/// clear there.
+pub(crate) fn refuse_the_tail(shared: &Shared, remote: &Remote, info: Option<&Info>) {
+    let encrypted = match info {
+        Some(info) => info.is_encrypted(),
+        // Before there is anything, the operator's configuration tells what there will be.
+        None => repository::will_be_encrypted(&shared.plan),
+    };
+    let refused = (encrypted && !remote.is_encrypted).then(|| Failure {
+        message: "the repository is encrypted, but the WAL tail beside it would not be: only \
+                  finished segments are shipped"
+            .to_string(),
+        hint: "Wrap the remote in one of rclone's type crypt and set nrt_backup.remote_name to \
+               that."
+            .to_string(),
+    });
+    if shared.lock().status.tail_refused != refused {
+        shared.change(|state| state.status.tail_refused = refused);
     }
 }
 

@@ -50,6 +50,7 @@ use archive::Files;
 use mirror::There;
 use rclone::Rclone;
 use remote::{Remote, failure};
+use repository::Info;
 use state::Shared;
 use words::Secrets;
 
@@ -191,6 +192,9 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
         return Ok(());
     }
     let (there, files) = look(shared, &remote)?;
+    // Before the first byte of it is sent.
+    let info = Info::read(&shared.repository, &plan.stanza).ok().flatten();
+    mirror::refuse_the_tail(shared, &remote, info.as_ref());
     shared.change(|state| {
         state.failures.clear();
         state.undeleted.clear();
@@ -279,6 +283,24 @@ fn wait_for(shared: &Shared, child: &mut Child) -> io::Result<ExitStatus> {
     }
 }
 
+/// Refuses a remote whose archive is another cluster's, although nobody says that he owns it: both
+/// clusters' segments have the same names.
+fn refuse_another_cluster(plan: &Plan, remote: &Remote) -> Result<(), Failure> {
+    let path = format!("repository/archive/{}/archive.info", plan.stanza);
+    let info = remote.get(&path).map_err(|it| failure("the remote cannot be read", &it))?;
+    let info = String::from_utf8_lossy(&info.unwrap_or_default()).into_owned();
+    let ours = format!("\"db-id\":{},", plan.system_id);
+    // Encrypted, it says nothing.
+    if !info.contains("\"db-id\":") || info.contains(&ours) {
+        return Ok(());
+    }
+    Err(Failure {
+        message: "the repository on the remote is of another cluster: nothing is shipped there"
+            .to_string(),
+        hint: "Set nrt_backup.name to a name of this cluster's own.".to_string(),
+    })
+}
+
 /// Finds out what the remote holds, and compares it with the repository by names and sizes.
 fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
     let plan = &shared.plan;
@@ -286,6 +308,7 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
     let list = |directory: &str| {
         remote.list(directory).map_err(|it| failure("the remote cannot be listed", &it))
     };
+    refuse_another_cluster(plan, remote)?;
     let mut files = Files::new();
     let mut coverage = nrt_core::offsite::tail::Coverage::default();
     let local = shared.repository.join("archive").join(&plan.stanza);

@@ -10,6 +10,7 @@ use nrt_core::inventory::Failure;
 use nrt_core::layout::{self, Instance};
 use nrt_core::offsite::Phase;
 use nrt_core::offsite::owner::{FILE, Owner, Verdict, judge};
+use nrt_core::offsite::tail::DIRECTORY;
 use nrt_process::files::write_atomically;
 
 use super::rclone::random;
@@ -63,8 +64,11 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                         continue;
                     }
                 }
+                let from_another = verdict == Verdict::MayClaim && found.is_some();
                 if asked.is_some_and(|request| request.trim() == SET_ASIDE) {
-                    set_aside(remote)?;
+                    set_aside(remote, &["repository".to_string(), DIRECTORY.to_string()])?;
+                } else if from_another {
+                    set_their_tail_aside(shared, remote)?;
                 }
                 // Whoever waits for the request to be gone must not find that we are fenced.
                 shared.change(|state| {
@@ -98,20 +102,40 @@ const COPY: &str = "owner.json.copy";
 /// What stands in the request for a takeover that keeps the remote's backups under another name.
 pub(crate) const SET_ASIDE: &str = "set-aside";
 
-/// Moves what the remote holds to another place there.
-fn set_aside(remote: &Remote) -> Result<(), Failure> {
+/// Moves directories of the remote to another place there.
+fn set_aside(remote: &Remote, directories: &[String]) -> Result<(), Failure> {
     let place = format!("set-aside/{}", Utc::now().format("%Y%m%d-%H%M%S"));
-    for directory in ["repository", "wal-tail"] {
+    for directory in directories {
         let there =
             remote.list(directory).map_err(|it| failure("the remote cannot be read", &it))?;
         if !there.is_empty() {
             remote
                 .rename_directory(directory, &format!("{place}/{directory}"))
-                .map_err(|it| failure("the remote's backups cannot be set aside", &it))?;
+                .map_err(|it| failure("what the remote holds cannot be set aside", &it))?;
             eprintln!("owner: set \"{directory}\" aside as \"{place}/{directory}\"");
         }
     }
     Ok(())
+}
+
+/// Keeps the other instance's tail of the timeline that is written here from being taken for ours:
+/// where the two went different ways, the same positions hold other bytes.
+fn set_their_tail_aside(shared: &Shared, remote: &Remote) -> Result<(), Failure> {
+    let mut patience = 100;
+    let timeline = loop {
+        if let Some(position) = shared.lock().position {
+            break position.timeline;
+        }
+        patience -= 1;
+        if patience == 0 || shared.is_over() {
+            return Err(Failure {
+                message: "the server has not told yet which timeline it writes".to_string(),
+                hint: "It is tried again.".to_string(),
+            });
+        }
+        shared.sleep(Duration::from_millis(100));
+    };
+    set_aside(remote, &[format!("{DIRECTORY}/{timeline:08X}")])
 }
 
 /// Gives signs of life until the session is over, and ends it when the remote is not ours any

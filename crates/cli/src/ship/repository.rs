@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +36,25 @@ pub(crate) fn directory(plan: &Plan) -> Result<PathBuf, Failure> {
     }
     let path = own_option(config, "repo1-path");
     Ok(PathBuf::from(path.unwrap_or_else(|| "/var/lib/pgbackrest".to_string())))
+}
+
+/// Whether the operator's own configuration has pgBackRest encrypt the repository.
+pub(crate) fn will_be_encrypted(plan: &Plan) -> bool {
+    let cipher = plan.own_config.as_deref().and_then(|it| own_option(it, "repo1-cipher-type"));
+    cipher.is_some_and(|cipher| cipher != "none")
+}
+
+/// What tells one version of a file from the next: pgBackRest replaces its info files as a whole.
+pub(crate) type Stamp = (u64, SystemTime, u64);
+
+/// The stamps of both info files; `None` if one of them is not there.
+pub(crate) fn stamp(repository: &Path, stanza: &str) -> Option<[Stamp; 2]> {
+    let of = |kind: &str| {
+        let path = repository.join(kind).join(stanza).join(format!("{kind}.info"));
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.ino(), metadata.modified().ok()?, metadata.len()))
+    };
+    Some([of("archive")?, of("backup")?])
 }
 
 /// The files that change, as they are at one moment.
@@ -150,14 +170,13 @@ pub(crate) fn left_out(name: &str) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     directories: BTreeMap<String, (SystemTime, Vec<String>)>,
+    /// Directories of which not all is known to be on the remote.
+    changed: BTreeSet<String>,
 }
 
 impl Archive {
-    /// Reads what has changed. Answers all files, by the directory below the stanza's.
-    pub(crate) fn read(
-        &mut self,
-        root: &Path,
-    ) -> io::Result<&BTreeMap<String, (SystemTime, Vec<String>)>> {
+    /// Reads what has changed.
+    pub(crate) fn read(&mut self, root: &Path) -> io::Result<()> {
         let mut seen = BTreeSet::new();
         for id in names(root)? {
             if !root.join(&id).is_dir() {
@@ -176,7 +195,26 @@ impl Archive {
             }
         }
         self.directories.retain(|path, _| seen.contains(path));
-        Ok(&self.directories)
+        self.changed.retain(|path| seen.contains(path));
+        Ok(())
+    }
+
+    /// The identifiers of its archives, and what lies below them.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &String> {
+        self.directories.keys()
+    }
+
+    /// The directories that have changed, with the names in them.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = (&String, &Vec<String>)> {
+        self.changed.iter().filter_map(|path| {
+            let (_, names) = self.directories.get(path)?;
+            Some((path, names))
+        })
+    }
+
+    /// All that was changed is on the remote.
+    pub(crate) fn all_is_there(&mut self) {
+        self.changed.clear();
     }
 
     fn read_one(&mut self, root: &Path, path: &str) -> io::Result<()> {
@@ -196,6 +234,7 @@ impl Archive {
         let settled = changed.elapsed().is_ok_and(|age| age > TICK);
         let known = if settled { changed } else { SystemTime::UNIX_EPOCH };
         self.directories.insert(path.to_string(), (known, names));
+        self.changed.insert(path.to_string());
         Ok(())
     }
 }
@@ -242,12 +281,20 @@ mod tests {
         fs::write(group.join("b.pgbackrest.tmp"), "x").expect("written");
         let mut archive = Archive::default();
         let names = |archive: &mut Archive| {
-            let all = archive.read(root.path()).expect("read");
-            all.get("15-1/0000000100000000").map(|(_, names)| names.clone()).unwrap_or_default()
+            archive.read(root.path()).expect("read");
+            let found = archive.changed().find(|(path, _)| *path == "15-1/0000000100000000");
+            let names = found.map(|(_, names)| names.clone()).unwrap_or_default();
+            archive.all_is_there();
+            names
         };
         assert_eq!(names(&mut archive), ["a"]);
         fs::write(group.join("c"), "x").expect("written");
         assert_eq!(names(&mut archive), ["a", "c"]);
+        // Long ago, so that a directory that has not changed is not read again.
+        let long_ago = SystemTime::now() - 10 * TICK;
+        fs::File::open(&group).and_then(|it| it.set_modified(long_ago)).expect("set");
+        assert_eq!(names(&mut archive), ["a", "c"]);
+        assert!(names(&mut archive).is_empty());
         let segment = "000000010000000000000003";
         fs::write(group.join(format!("{segment}-12ab.zst.pgbackrest.tmp")), "x").expect("written");
         assert!(!holds(root.path(), segment));

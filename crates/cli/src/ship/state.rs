@@ -57,6 +57,8 @@ pub(crate) struct State {
     pub(crate) passes: (u64, u64),
     /// A pass is wanted at once.
     pub(crate) pass_wanted: bool,
+    /// It must look at all of the archive, also where nothing has changed.
+    pub(crate) look_at_all: bool,
     /// Objects that could not be deleted, and why, by what they are.
     pub(crate) undeleted: BTreeMap<&'static str, (u64, Option<Failure>)>,
     /// Why each part does not get on.

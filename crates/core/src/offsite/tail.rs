@@ -124,6 +124,12 @@ impl Coverage {
         }
     }
 
+    /// Whether a piece is on the remote.
+    pub fn holds(&self, piece: &Piece) -> bool {
+        let pieces = self.pieces.get(&piece.segment);
+        pieces.is_some_and(|pieces| pieces.iter().any(|(known, _)| known == piece))
+    }
+
     /// Every piece of the tail.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> {
         self.pieces.values().flatten().map(|(piece, _)| *piece)
