@@ -451,8 +451,10 @@ impl Times {
             let field = |index: usize| fields[index].parse::<u32>().expect("a number of ticks");
             TICK * (field(first) + field(first + 1))
         };
-        // In nanoseconds, where the kernel keeps them.
+        // In nanoseconds, where the kernel keeps them: for one thread alone.
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
         let exact = read("schedstat").ok().and_then(|text| text.split(' ').next()?.parse().ok());
+        let exact = exact.filter(|_| threads == 1);
         Times { own: exact.map_or(ticks(11), Duration::from_nanos), children: ticks(13) }
     }
 }

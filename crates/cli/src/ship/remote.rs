@@ -299,7 +299,10 @@ fn with_job(mut parameters: Value) -> Value {
 fn gone_is_well(answer: Result<Value, Refusal>) -> Result<(), Refusal> {
     match answer {
         Ok(_) => Ok(()),
-        Err(refusal) if refusal.missing || refusal.words.contains("not found") => Ok(()),
+        // WebDAV says 404 Not Found.
+        Err(refusal) if refusal.missing || refusal.words.to_lowercase().contains("not found") => {
+            Ok(())
+        }
         Err(refusal) => Err(refusal),
     }
 }
