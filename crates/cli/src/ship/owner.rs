@@ -56,6 +56,10 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
             judge(found.as_ref(), system_id, me, unchanged_for, heartbeat, asked.is_some());
         match verdict {
             Verdict::Ours | Verdict::MayClaim => {
+                if let (Verdict::Ours, Some(owner)) = (&verdict, &found) {
+                    // A remote may show for a while what was there before.
+                    shared.beats(owner.heartbeat);
+                }
                 let unsettled = found
                     .as_ref()
                     .is_some_and(|owner| owner.unsettled || verdict == Verdict::MayClaim);
