@@ -4,11 +4,13 @@ mod protected;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::offsite::tail;
@@ -599,7 +601,7 @@ fn whoever_dies_the_rest_goes_on() {
     cluster.sql("create table crashed as select generate_series(1, 1000) as i");
     wait_for_shipped(&cluster, AGAIN);
     // A promotion: another timeline.
-    cluster.allow("specified neither primary_conninfo nor restore_command");
+    cluster.allow("specified neither");
     cluster.stop(Shutdown::Fast);
     fs::write(cluster.data().join("standby.signal"), "").expect("the directory is there");
     cluster.start();
@@ -716,6 +718,61 @@ fn an_encrypted_repository_has_no_plain_tail_beside_it() {
         restore = restore.option(line);
     }
     assert_eq!(restore.run().value("select count(*) from m"), "99");
+}
+
+#[test]
+fn a_configuration_from_the_environment_is_used_and_shown_to_nobody() {
+    let remote = Remote::new("environment", Kind::WebDav);
+    let configuration = fs::read(remote.config()).expect("it was just written");
+    let encoded = base64::engine::general_purpose::STANDARD.encode(&configuration);
+    let cluster = Cluster::with_identity("environment").environment("RCLONE_CONF_BASE64", &encoded);
+    for words in ["nrt_backup health: ", "nrt_backup job ", "nrt_backup ship"] {
+        cluster.allow(words);
+    }
+    let cluster = remote.configure(quiet(cluster)).setting("nrt_backup.rclone_config", "");
+    let cluster = cluster.started();
+    cluster.sql("create extension nrt_backup");
+    wait_for_offsite(&cluster, 1);
+
+    let decoded = cluster.state_directory().join("rclone.conf");
+    assert_eq!(fs::read(&decoded).expect("it was decoded"), configuration);
+    let mode = fs::metadata(&decoded).expect("it was decoded").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let secrets = [remote.secrets(), vec![encoded]].concat();
+    let mut shown = fs::read_to_string(cluster.log_file()).expect("it logs");
+    shown
+        .push_str(&cluster.sql("select name || ' ' || setting from pg_settings").concat().concat());
+    for process in cluster.processes() {
+        shown.push_str(&process.command);
+        // Only the server itself has it: it cannot take it out of its own environment.
+        if !process.command.contains("postgres") {
+            let environment =
+                fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+            shown.push_str(&String::from_utf8_lossy(&environment));
+        }
+    }
+    assert!(shown.contains("rclone rcd"), "nothing was looked at");
+    for secret in &secrets {
+        assert!(!shown.contains(secret.as_str()), "a secret is shown to everybody");
+    }
+    // Nor is it in a backup, or on the remote.
+    let (_directory, copy) = place_for_a_copy(&remote);
+    remote.copy(NAME, &copy);
+    let restored = Restore::new("without-environment", &copy).run();
+    assert!(!restored.data().join("nrt_backup/rclone.conf").exists());
+    drop(restored);
+    for (name, content) in contents(&copy) {
+        let unpacked = zstd::decode_all(&content[..]).unwrap_or_default();
+        for secret in &secrets {
+            assert!(!holds(&content, secret) && !holds(&unpacked, secret), "a secret is in {name}");
+        }
+    }
+
+    cluster.stop(Shutdown::Fast);
+    let cluster = cluster.environment("RCLONE_CONF_BASE64", "");
+    cluster.start();
+    cluster.wait_for("select shipping from nrt.status", "off", SOON);
+    assert!(!decoded.exists(), "what is not given any more is not kept");
 }
 
 #[test]
