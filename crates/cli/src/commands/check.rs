@@ -66,13 +66,13 @@ fn must_ship(server: &Server, state: &Path) -> anyhow::Result<()> {
     if !server.is_running() {
         bail!("the server does not run\nHINT: Start it: what compares is a process of its own.");
     }
+    server::must_ship(state)?;
     match server::read::<Status>(state, layout::SHIP) {
-        None => bail!("this server ships nowhere\nHINT: Set nrt_backup.rclone_config."),
         Some(Status { phase: Phase::Fenced | Phase::Failing, failure, .. }) => {
             let failure = failure.map(|it| format!("{}\nHINT: {}", it.message, it.hint));
             bail!("{}", failure.unwrap_or_else(|| "shipping fails".to_string()));
         }
-        Some(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use nrt_core::health::Check;
 use nrt_core::layout;
 use serde::de::DeserializeOwned;
 
@@ -48,7 +49,47 @@ impl Server {
     }
 }
 
+/// Refuses where shipping is switched off or paused: nobody would ever answer a request.
+///
+/// What shipping told last stays there when it has ended.
+pub(crate) fn must_ship(state: &Path) -> anyhow::Result<()> {
+    let health: Vec<Check> = read(state, layout::HEALTH).unwrap_or_default();
+    let remote = health.into_iter().find(|check| check.name == "remote");
+    let is_off =
+        remote.as_ref().is_some_and(|check| check.message.contains("no remote is configured"));
+    if is_off || !state.join(layout::SHIP).exists() {
+        bail!("this server ships nowhere\nHINT: Set nrt_backup.rclone_config.");
+    }
+    match remote.filter(|check| check.message.contains("paused")) {
+        Some(check) => bail!("{}\nHINT: {}", check.message, check.hint),
+        None => Ok(()),
+    }
+}
+
 /// Reads a JSON file of the state directory; `None` if it is not there or holds something else.
 pub(crate) fn read<T: DeserializeOwned>(state: &Path, name: &str) -> Option<T> {
     serde_json::from_slice(&fs::read(state.join(name)).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_nobody_ships_nobody_is_asked() {
+        let state = tempfile::tempdir().expect("a directory");
+        let refusal = || must_ship(state.path()).err().map(|error| error.to_string());
+        assert!(refusal().is_some_and(|it| it.contains("ships nowhere")));
+        fs::write(state.path().join(layout::SHIP), "{}").expect("written");
+        assert_eq!(refusal(), None);
+        for (severity, message) in
+            [("warning", "shipping is paused"), ("ok", "no remote is configured")]
+        {
+            let check = serde_json::json!([
+                { "name": "remote", "severity": severity, "message": message, "hint": "" }
+            ]);
+            fs::write(state.path().join(layout::HEALTH), check.to_string()).expect("written");
+            assert!(refusal().is_some(), "{message}");
+        }
+    }
 }

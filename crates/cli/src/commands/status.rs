@@ -70,7 +70,7 @@ fn collect(state: &Path, server_is_running: bool, now: DateTime<Utc>) -> Report 
     let backups = inventory.and_then(|it| it.repository.ok()).map(|it| it.info.backups);
     let backups = backups.unwrap_or_default();
     let remote = health.iter().find(|check| check.name == "remote");
-    let is_off = remote.is_some_and(|check| check.message.contains("no remote"));
+    let is_off = remote.is_some_and(|check| check.message.contains("no remote is configured"));
     let offsite: Option<Status> = server::read(state, layout::SHIP).filter(|_| !is_off);
     Report {
         server_is_running,

@@ -50,9 +50,7 @@ fn take(arguments: &Arguments) -> anyhow::Result<String> {
         bail!("the server does not run\nHINT: Start it first; it takes nothing over by itself.");
     }
     let status = || server::read::<Status>(&state, layout::SHIP);
-    if status().is_none() {
-        bail!("this server ships nowhere\nHINT: Set nrt_backup.rclone_config.");
-    }
+    server::must_ship(&state)?;
     let request = state.join(layout::TAKEOVER);
     let text = if arguments.set_aside { SET_ASIDE } else { "" };
     fs::write(&request, text).with_context(|| format!("write \"{}\"", request.display()))?;

@@ -39,8 +39,8 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, unfinished: &[String]) -> Fo
         args.push(option.into());
     }
     args.push((&plan.rclone_config).into());
-    // What is rewritten all the time, and what is not mirrored.
-    for name in ["*.info", "*.info.copy", "*.pgbackrest.tmp", "backup.manifest.copy", "*.history"] {
+    // What is rewritten all the time and compared by itself, and what is not mirrored.
+    for name in ["*.info", "*.info.copy", "*.pgbackrest.tmp", "backup.manifest.copy"] {
         args.push("--exclude".into());
         args.push(name.into());
     }

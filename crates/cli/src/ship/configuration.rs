@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nrt_core::inventory::Failure;
 use nrt_core::offsite::Plan;
@@ -83,7 +83,7 @@ fn add(
     let Ok(content) = fs::read(path) else { return };
     let directory = path.parent().unwrap_or(Path::new("/"));
     for (what, name) in included(&String::from_utf8_lossy(&content)) {
-        let target = directory.join(name);
+        let target = straight(directory.join(name));
         if what == "include_dir" {
             let Ok(entries) = fs::read_dir(&target) else { continue };
             for entry in entries.flatten() {
@@ -97,6 +97,14 @@ fn add(
         }
     }
     files.insert(path.to_path_buf(), content);
+}
+
+/// A path without "..": what begins with the data directory's path need not be in it, and no
+/// object's name may lead upwards.
+fn straight(path: PathBuf) -> PathBuf {
+    let leads_up = path.components().any(|it| it == Component::ParentDir);
+    let real = leads_up.then(|| fs::canonicalize(&path).ok()).flatten();
+    real.unwrap_or(path)
 }
 
 /// The include directives of a configuration file.
@@ -136,12 +144,15 @@ mod tests {
         write(etc.join("conf.d/a.conf"), "a = 1\n");
         write(etc.join("conf.d/b.txt"), "b\n");
         write(data.join("pg_hba.conf"), "local all all trust\n");
+        write(data.join("postgresql.conf"), "include = '../beside.conf'\n");
+        write(root.path().join("beside.conf"), "b = 1\n");
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let plan = Plan {
             data_directory: text(data.clone()),
             configuration_files: vec![
                 text(etc.join("postgresql.conf")),
                 text(data.join("pg_hba.conf")),
+                text(data.join("postgresql.conf")),
             ],
             ..super::super::tests::plan(root.path())
         };
@@ -150,6 +161,8 @@ mod tests {
             .filter_map(|it| it.strip_prefix(&etc).ok().map(|it| it.to_string_lossy().into_owned()))
             .collect();
         assert_eq!(names, ["conf.d/a.conf", "extra.conf", "postgresql.conf"]);
-        assert_eq!(collect(&plan).len(), 3);
+        let beside = fs::canonicalize(root.path().join("beside.conf")).expect("it is there");
+        assert!(collect(&plan).contains_key(&beside));
+        assert_eq!(collect(&plan).len(), 4);
     }
 }

@@ -528,6 +528,10 @@ impl Mirror<'_> {
             failure: found.failure,
             ..Comparison::default()
         };
+        // First: what is sent again below takes the info files along.
+        if let Err(problem) = self.compare_info(&mut comparison) {
+            comparison.failure.get_or_insert(problem);
+        }
         let mut again = found.missing;
         for path in found.different {
             let here = fs::metadata(self.shared.repository.join(&path)).map(|it| it.len());
@@ -551,6 +555,28 @@ impl Mirror<'_> {
             eprintln!("comparison: \"{path}\" was missing on the remote and is sent again");
         }
         self.shared.change(|state| state.status.comparison = Some(comparison));
+    }
+
+    /// Compares the info files, without which nothing else there is of use. They are compared with
+    /// what was sent and not with what is here, which changes while this runs; nobody else writes
+    /// them, so that one that differs is damaged there.
+    fn compare_info(&mut self, comparison: &mut Comparison) -> Result<(), Failure> {
+        let Some(info) = self.mirrored.take() else { return Ok(()) };
+        let before = comparison.repaired.len();
+        for (directory, content) in [("archive", &info.archive), ("backup", &info.backup)] {
+            for suffix in ["", ".copy"] {
+                let path = format!("{directory}/{}/{directory}.info{suffix}", self.stanza());
+                let there = self.remote.get(&format!("repository/{path}"));
+                match there.map_err(|it| failure("the remote cannot be read", &it))? {
+                    Some(there) if there == *content => comparison.same += 1,
+                    _ => comparison.repaired.push(path),
+                }
+            }
+        }
+        if comparison.repaired.len() == before {
+            self.mirrored = Some(info);
+        }
+        Ok(())
     }
 
     /// Backups that have no manifest yet.

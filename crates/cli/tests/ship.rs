@@ -1,0 +1,371 @@
+//! Ships by itself, without PostgreSQL: from a recorded repository and a WAL file that grows, to a
+//! directory. What a test says on its standard input is what a worker would.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nrt_core::lsn::{Lsn, Segment};
+use nrt_core::offsite::owner::{self, Owner};
+use nrt_core::offsite::tail::{DIRECTORY, Piece};
+use nrt_core::offsite::{Phase, Plan, Position, Status};
+use tempfile::TempDir;
+
+const NRT_BACKUP: &str = env!("CARGO_BIN_EXE_nrt-backup");
+
+/// Longer than any machine needs for what a test waits for.
+const LONG: Duration = Duration::from_secs(60);
+/// Bytes of a WAL segment.
+const SIZE: u64 = 1 << 20;
+/// The first segment that there is.
+const FIRST: u64 = 5;
+/// The cluster's system identifier. JSON's readers in other languages would lose digits of it.
+const SYSTEM: u64 = 7_400_000_000_000_000_123;
+/// The archive's identifier: PostgreSQL 15, the stanza's first cluster.
+const ARCHIVE: &str = "archive/main/15-1";
+/// A backup of the recorded repository.
+const LABEL: &str = "20261122-010203F";
+
+/// A place with a data directory, a repository and a remote, all of them directories.
+struct World {
+    root: TempDir,
+}
+
+impl World {
+    fn new() -> World {
+        let world = World { root: tempfile::tempdir().expect("a directory can be made") };
+        let plain = [
+            (
+                "rclone.conf".to_string(),
+                format!("[there]\ntype = alias\nremote = {}\n", world.text("remote")),
+            ),
+            ("repository/archive/main/archive.info".to_string(), "[db]\ndb-id=1\n".to_string()),
+            (
+                "repository/backup/main/backup.info".to_string(),
+                format!("[backup:current]\n{LABEL}={{}}\n\n[db]\ndb-id=1\n"),
+            ),
+            (format!("repository/backup/main/{LABEL}/backup.manifest"), "a manifest\n".to_string()),
+            (format!("repository/backup/main/{LABEL}/bundle/1"), "the data\n".to_string()),
+        ];
+        for (path, content) in plain {
+            world.write(&path, content.as_bytes());
+        }
+        for directory in ["state", "data/pg_wal", "remote"] {
+            fs::create_dir_all(world.path(directory)).expect("the directory is ours");
+        }
+        for number in FIRST..FIRST + 3 {
+            let segment = Segment { timeline: 1, number };
+            world.write(&format!("data/pg_wal/{}", segment.name(SIZE)), &wal(segment));
+        }
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    fn write(&self, path: &str, content: &[u8]) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("it has one")).expect("the directory is ours");
+        fs::write(path, content).expect("the directory is ours");
+    }
+
+    /// What the cluster has on the remote.
+    fn there(&self) -> PathBuf {
+        self.path("remote/backups/main")
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            state: self.text("state"),
+            data_directory: self.text("data"),
+            system_id: SYSTEM,
+            segment_size: SIZE,
+            stanza: "main".to_string(),
+            own_config: None,
+            repository: self.text("repository"),
+            configuration_files: Vec::new(),
+            rclone: "rclone".to_string(),
+            rclone_config: self.text("rclone.conf"),
+            remote_name: None,
+            remote_path: "backups".to_string(),
+            name: "main".to_string(),
+            transfers: 2,
+            bandwidth_limit: None,
+            comparison_schedule: "off".to_string(),
+            zone: "UTC".to_string(),
+            portable_tar: false,
+            heartbeat: 1,
+        }
+    }
+
+    fn ship(&self) -> Ship {
+        let plan = serde_json::to_string(&self.plan()).expect("a plan is JSON");
+        let mut child = Command::new(NRT_BACKUP)
+            .args(["ship", &plan])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the command runs");
+        let input = child.stdin.take();
+        Ship { child, input }
+    }
+
+    fn status(&self) -> Status {
+        let text = fs::read(self.path("state/ship.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// The pieces of the tail that are whole on the remote, each with what it holds.
+    fn pieces(&self) -> Vec<(Piece, Vec<u8>)> {
+        let root = self.there().join(DIRECTORY);
+        let mut found = Vec::new();
+        for (path, packed) in files(&root) {
+            let piece = Piece::parse(&path, SIZE).unwrap_or_else(|| panic!("what is \"{path}\"?"));
+            // One that was being written when its writer was killed counts as missing.
+            if let Ok(content) = zstd::decode_all(&packed[..]) {
+                found.push((piece, content));
+            }
+        }
+        found
+    }
+
+    /// How far the pieces on the remote reach without a gap. Checks each of them against the WAL,
+    /// and that none goes beyond what was told.
+    fn reached(&self, told: Lsn) -> Lsn {
+        let mut pieces = self.pieces();
+        pieces.sort_by_key(|(piece, _)| (piece.from, piece.to));
+        let mut reached = Lsn(FIRST * SIZE);
+        for (piece, content) in pieces {
+            assert!(piece.to <= told, "{piece:?} goes beyond {told}");
+            let start = piece.segment.start(SIZE);
+            let stretch = in_memory(piece.from.since(start))..in_memory(piece.to.since(start));
+            assert!(content == wal(piece.segment)[stretch], "{piece:?} holds something else");
+            if piece.from <= reached {
+                reached = reached.max(piece.to);
+            }
+        }
+        reached
+    }
+
+    fn wait_for(&self, told: Lsn) {
+        until(&format!("the remote reaches {told}"), || self.reached(told) == told);
+    }
+}
+
+/// A running `nrt-backup ship`. It is killed when this is dropped.
+struct Ship {
+    child: Child,
+    input: Option<ChildStdin>,
+}
+
+impl Ship {
+    fn tell(&mut self, flushed: Lsn) {
+        let position = Position { timeline: 1, flushed };
+        let line = serde_json::to_string(&position).expect("a position is JSON") + "\n";
+        let input = self.input.as_mut().expect("it is open");
+        input.write_all(line.as_bytes()).expect("it is read");
+    }
+
+    /// Ends its standard input, as a worker does that ends, and tells how long it then took.
+    fn end(mut self) -> Duration {
+        drop(self.input.take());
+        let begin = Instant::now();
+        until("it ends", || self.child.try_wait().expect("it is our child").is_some());
+        begin.elapsed()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().expect("it is our child");
+        self.child.wait().expect("it is our child");
+    }
+}
+
+impl Drop for Ship {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "still waiting for: {what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a segment has a megabyte")
+}
+
+/// The content of a segment: no two places are alike, and nothing packs well.
+fn wal(segment: Segment) -> Vec<u8> {
+    let mut state = segment.number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(in_memory(SIZE));
+    while bytes.len() < in_memory(SIZE) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+/// Every file below a directory, by path.
+fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.to_path_buf()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if let Ok(content) = fs::read(&path) {
+                let name = path.strip_prefix(root).expect("it is below");
+                found.insert(name.to_string_lossy().into_owned(), content);
+            }
+        }
+    }
+    found
+}
+
+/// A position within the first segment, or behind it.
+fn at(offset: u64) -> Lsn {
+    Lsn(FIRST * SIZE + offset)
+}
+
+#[test]
+fn the_tail_holds_exactly_the_wal_up_to_where_it_is_on_disk() {
+    let world = World::new();
+    let mut ship = world.ship();
+    // Within a record, within a page, over a segment's end, at its very end, and twice the same.
+    for offset in [1, 77, 8192, 100_001, 100_001, SIZE - 1, SIZE + 5, 2 * SIZE, 2 * SIZE + 4096] {
+        ship.tell(at(offset));
+        world.wait_for(at(offset));
+    }
+    // The repository goes up beside it, and only what is finished of it.
+    let there = world.there();
+    until("the repository is there", || there.join("repository/backup/main/backup.info").exists());
+    let here = files(&world.path("repository"));
+    for (path, content) in files(&there.join("repository")) {
+        let original = here.get(path.trim_end_matches(".copy"));
+        assert_eq!(original, Some(&content), "{path} is another one");
+    }
+    let told = files(&there).into_keys().filter(|it| !it.starts_with("repository"));
+    assert_eq!(told.filter(|it| it.starts_with(owner::FILE)).count(), 2, "whose it is");
+    until("the status says so", || world.status().backups == [LABEL]);
+}
+
+#[test]
+fn many_positions_become_few_objects() {
+    let world = World::new();
+    let mut ship = world.ship();
+    let positions = 80;
+    for number in 1..=positions {
+        ship.tell(at(number * 1000));
+        world.wait_for(at(number * 1000));
+    }
+    // Fifteen of each kind at most, and those that are about to be removed.
+    until("they are folded", || world.pieces().len() <= 31);
+    assert_eq!(world.reached(at(positions * 1000)), at(positions * 1000));
+}
+
+#[test]
+fn an_archived_segment_takes_the_place_of_its_tail() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(500));
+    world.wait_for(at(500));
+    ship.tell(at(SIZE + 600));
+    world.wait_for(at(SIZE + 600));
+    let first = Segment { timeline: 1, number: FIRST };
+    let name = first.name(SIZE);
+    let hash = "0123456789012345678901234567890123456789";
+    let archived = format!("{ARCHIVE}/{}/{name}-{hash}.zst", &name[..16]);
+    world.write(&format!("repository/{archived}"), b"as pgBackRest packed it");
+    let tail = world.there().join(DIRECTORY).join("00000001");
+    until("its tail is gone", || !tail.join(&name).exists());
+    // Never before: what is removed must be there as a whole.
+    let there = world.there().join("repository").join(&archived);
+    assert_eq!(fs::read(there).expect("it is there"), b"as pgBackRest packed it");
+    let next = Segment { timeline: 1, number: FIRST + 1 };
+    assert!(tail.join(next.name(SIZE)).exists(), "the next segment's tail is needed still");
+}
+
+#[test]
+fn it_goes_on_wherever_it_was_killed() {
+    let world = World::new();
+    let mut told = 0;
+    for round in 0_u64..8 {
+        let mut ship = world.ship();
+        // From within the start of rclone to the middle of shipments.
+        for step in 0..1 + round % 4 {
+            told += 17_000 + 1_000 * step;
+            ship.tell(at(told));
+            sleep(Duration::from_millis(20 + round * 53 % 160));
+        }
+        ship.kill();
+        world.reached(at(told));
+    }
+    let mut ship = world.ship();
+    ship.tell(at(told));
+    world.wait_for(at(told));
+    until("all of the repository is there", || world.status().backups == [LABEL]);
+}
+
+#[test]
+fn what_belongs_to_another_cluster_is_never_touched() {
+    let world = World::new();
+    let owner = Owner {
+        system_identifier: (SYSTEM + 1).to_string(),
+        instance: "another".to_string(),
+        host: "elsewhere".to_string(),
+        timeline: 1,
+        heartbeat: chrono::DateTime::UNIX_EPOCH,
+    };
+    let text = serde_json::to_vec(&owner).expect("an owner is JSON");
+    world.write(&format!("remote/backups/main/{}", owner::FILE), &text);
+    world.write("remote/backups/main/repository/backup/main/backup.info", b"of the other");
+    let before = files(&world.path("remote"));
+    let mut ship = world.ship();
+    ship.tell(at(1000));
+    until("it is fenced", || world.status().phase == Phase::Fenced);
+    // Many heartbeats later: only another instance of the same cluster can be gone.
+    for step in 0..12 {
+        ship.tell(at(2000 + step));
+        sleep(Duration::from_millis(500));
+    }
+    assert_eq!(world.status().phase, Phase::Fenced);
+    let words = world.status().failure.expect("it says why").message;
+    assert!(words.contains(&owner.system_identifier), "{words}");
+    assert!(files(&world.path("remote")) == before, "something was changed");
+    ship.end();
+    assert!(files(&world.path("remote")) == before, "something was changed at the end");
+}
+
+#[test]
+fn at_its_end_it_ships_what_it_has_heard_of() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(100));
+    world.wait_for(at(100));
+    ship.tell(at(70_000));
+    let took = ship.end();
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    assert_eq!(world.reached(at(70_000)), at(70_000));
+    // Nobody said where the WAL is: there is nothing to wait for.
+    let took = world.ship().end();
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+}
