@@ -70,8 +70,9 @@ struct Effort {
 
 const THOROUGH: Effort = Effort {
     name: "thorough",
-    pairs: 9,
-    run: 12,
+    // Many short ones: what else a machine does changes slowly.
+    pairs: 25,
+    run: 4,
     scale: 10,
     idle: Duration::from_secs(120),
     triggers: 12,

@@ -334,6 +334,7 @@ fn what_belongs_to_another_cluster_is_never_touched() {
         host: "elsewhere".to_string(),
         timeline: 1,
         heartbeat: chrono::DateTime::UNIX_EPOCH,
+        unsettled: false,
     };
     let text = serde_json::to_vec(&owner).expect("an owner is JSON");
     world.write(&format!("remote/backups/main/{}", owner::FILE), &text);

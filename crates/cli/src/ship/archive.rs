@@ -17,7 +17,7 @@ use super::repository::{Archive, is_group};
 use super::state::Shared;
 
 /// How often the local archive is looked at while WAL is written, and while none is.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// Files of one round: between two rounds, what is newer is looked for.
 const ROUND: usize = 64;
 /// How long a deletion that failed is left alone: the credentials may not allow any.

@@ -110,6 +110,17 @@ impl State {
         Some(Segment::of(timeline, *left_at, segment_size).start(segment_size))
     }
 
+    /// Whether the WAL was known to be at a position so long ago.
+    pub(crate) fn heard_before(&self, position: Position, age: Duration) -> bool {
+        let there = |heard: &Position| {
+            heard.timeline > position.timeline
+                || (heard.timeline == position.timeline && heard.flushed >= position.flushed)
+        };
+        let first = self.heard.iter().find(|(heard, _)| there(heard));
+        // What is not remembered was heard long ago.
+        first.is_none_or(|(_, at)| (Utc::now() - *at).to_std().is_ok_and(|it| it >= age))
+    }
+
     /// Takes in how far the WAL is on disk now.
     fn hear(&mut self, position: Position, plan: &Plan) {
         if self.history.0 != position.timeline {

@@ -24,8 +24,13 @@ const ABREAST: usize = 4;
 /// Segments behind which the archived copies are the better way: they are smaller and are sent
 /// anyway.
 const BEHIND: u64 = 4;
-/// zstd's own middle: ten times smaller at a hundred times the speed of a line.
-const LEVEL: i32 = 3;
+/// How long a finished segment may take until it is archived. Then it is not waited for.
+const ARCHIVER: Duration = Duration::from_secs(2);
+/// zstd's own middle for the little that is written in a second, and its quickest for what keeps
+/// the machine busy anyway.
+const LEVELS: (i32, i32) = (3, 1);
+/// From how many bytes on.
+const MUCH: u64 = 1 << 20;
 /// How long to wait for a position while nothing is to be done.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -41,7 +46,8 @@ pub(crate) fn run(shared: &Shared, remote: &Remote) {
         let seen = shared.generation();
         let batch = next_batch(shared);
         if batch.is_empty() {
-            shared.wait(seen, IDLE);
+            let is_behind = shared.lock().status.behind_since.is_some();
+            shared.wait(seen, if is_behind { ARCHIVER } else { IDLE });
             continue;
         }
         match ship(shared, remote, &batch) {
@@ -97,6 +103,13 @@ fn next_batch(shared: &Shared) -> Vec<Parcel> {
         if far_behind && state.archived_here.is_archived(segment) {
             // It is being sent as a whole.
             break;
+        }
+        let end = segment.end(size);
+        let mostly_unsent = end <= limit && end.since(at) > size / 2;
+        if mostly_unsent && !state.heard_before(Position { timeline, flushed: end }, ARCHIVER) {
+            // Cheaper as a whole, packed already, and about to be.
+            at = state.coverage.reach(timeline, end, size);
+            continue;
         }
         let to = Lsn(limit.0.min(segment.end(size).0).min(at.0 + LONGEST));
         let folded = if batch.is_empty() { state.coverage.to_fold(segment) } else { None };
@@ -198,7 +211,8 @@ fn pack(path: &Path, piece: Piece, segment_size: u64, spooled: &Path) -> io::Res
     let start = piece.segment.start(segment_size);
     file.seek(SeekFrom::Start(piece.from.since(start)))?;
     let length = piece.to.since(piece.from);
-    let mut encoder = zstd::stream::Encoder::new(File::create(spooled)?, LEVEL)?;
+    let level = if length < MUCH { LEVELS.0 } else { LEVELS.1 };
+    let mut encoder = zstd::stream::Encoder::new(File::create(spooled)?, level)?;
     encoder.include_checksum(true)?;
     let copied = io::copy(&mut (&file).take(length), &mut encoder)?;
     encoder.finish()?;

@@ -165,7 +165,7 @@ impl Coverage {
     }
 
     /// How far the WAL of one timeline reaches without a gap from a position on.
-    fn reach(&self, timeline: u32, from: Lsn, segment_size: u64) -> Lsn {
+    pub fn reach(&self, timeline: u32, from: Lsn, segment_size: u64) -> Lsn {
         let mut at = from;
         loop {
             let segment = Segment::of(timeline, at, segment_size);
