@@ -7,17 +7,23 @@
 use std::fs;
 use std::io::{IsTerminal, Write, stdout};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nrt_tests::{Cluster, Shutdown, processes_mentioning};
+use nrt_core::lsn::Lsn;
+use nrt_tests::{Cluster, Commits, Kind, Load, Remote, Restore, Shutdown, processes_mentioning};
 
 /// Longer than any step takes, also where the machine does other things.
 const PATIENCE: Duration = Duration::from_secs(90);
 const SECOND: Duration = Duration::from_secs(1);
 /// The width of the page.
 const WIDTH: usize = 100;
+/// How long the remote is away.
+const OUTAGE: Duration = Duration::from_secs(6);
+/// The cluster's name off-site: by default that of the stanza.
+const NAME: &str = "main";
 /// What a restored server has to hold, too.
 const CONTENTS: &str = "SELECT count(*) AS accounts, sum(abalance) AS balance,
        (SELECT count(*) FROM pgbench_history) AS transactions FROM pgbench_accounts";
@@ -49,7 +55,13 @@ fn tell() {
     story.proof(&contents);
     story.nothing_to_do();
     story.what_happened();
-    story.end();
+    let remote = story.a_remote();
+    let load = story.within_a_second();
+    story.the_remote_dies(&remote);
+    drop(load);
+    story.without_sql();
+    let restored = story.the_machine_vanishes(&remote);
+    story.end(restored, remote);
 }
 
 /// The server that the story is about, and how far the story is.
@@ -296,20 +308,179 @@ impl Story {
         );
     }
 
-    fn end(mut self) {
+    /// Gives the place off-site.
+    fn a_remote(&mut self) -> Remote {
+        self.chapter("A backup on the same machine is not a backup");
+        self.say(
+            "So far this machine holds everything. A remote is anything that rclone reaches; this",
+        );
+        self.say("one is a WebDAV server in a process of its own, with a user and a password.");
+        let remote = Remote::new("demo", Kind::WebDav);
+        self.page.command("$ grep -v pass SCRATCH/rclone.conf");
+        let config = fs::read_to_string(remote.config()).expect("it was just written");
+        self.show(config.lines().filter(|line| !line.starts_with("pass")));
+        // Nothing but what is shown shall start a backup from here on.
+        self.sql("ALTER SYSTEM RESET nrt_backup.incremental_schedule");
+        for (name, value) in remote.settings() {
+            let statement = format!("ALTER SYSTEM SET {name} = '{value}'");
+            self.sql_without_paths(&statement, &remote.config().display().to_string());
+        }
+        self.sql("SELECT pg_reload_conf()");
+        self.say("The repository goes up, all backups of it, and then the WAL as it is written:");
+        let here = self.cluster.value("SELECT count(*) FROM nrt.backups");
+        let began = Instant::now();
+        self.poll("the backups are off-site", SECOND, |story| {
+            let rows = story.cluster.sql(
+                "SELECT to_char(clock_timestamp(), 'HH24:MI:SS'), shipping,
+                        coalesce(offsite_backups, 0), coalesce(shipped_lsn::text, 'nothing yet')
+                 FROM nrt.status",
+            );
+            story.news();
+            let [at, shipping, backups, shipped] = &rows[0][..] else { return false };
+            story.show([format!(
+                "{at}  {shipping:<9} {backups} of {here} backups off-site  WAL up to: {shipped}"
+            )]);
+            *backups == here && shipped != "nothing yet"
+        });
+        self.say(&format!(
+            "{:.1} seconds after the reload this server can be restored elsewhere:",
+            began.elapsed().as_secs_f64()
+        ));
+        self.sql("SELECT summary FROM nrt.status");
+        remote
+    }
+
+    /// Gives the clients, which go on.
+    fn within_a_second(&mut self) -> Load {
+        self.chapter("Off-site within a second");
+        self.say(
+            "pgbench writes again. What the remote has not confirmed would be lost if this machine",
+        );
+        self.say(
+            "were gone now: \"behind\" says how long shipping has known of the oldest byte (it looks",
+        );
+        self.say("once a second), and how many bytes there are.");
+        // Without the first one it would empty its history, and the commits are counted in that.
+        let load = ["--no-vacuum", "--client=2", "--rate=120", "--time=600"];
+        let load = self.cluster.load(&load);
+        self.page.command("$ pgbench --client=2 --rate=120 &");
+        let began = Instant::now();
+        self.poll("the remote keeps up", SECOND, |story| {
+            story.lag();
+            began.elapsed() > 6 * SECOND
+        });
+        load
+    }
+
+    fn the_remote_dies(&mut self, remote: &Remote) {
+        self.chapter("The remote dies, and comes back");
+        self.cluster.allow("nrt_backup ship");
+        remote.kill();
+        let killed = Instant::now();
+        self.page.command("$ kill -9 REMOTE");
+        let is_critical = "SELECT severity = 'critical' FROM nrt.health
+                           WHERE check_name = 'remote'";
+        let mut told = false;
+        self.poll("nrt.health is red", SECOND, |story| {
+            story.lag();
+            if !told && story.cluster.value(is_critical) == "t" {
+                told = true;
+                story.say("nrt.health has it in the remote's own words:");
+                story.sql(
+                    "SELECT check_name, severity, message, hint FROM nrt.health\n\
+                     WHERE severity <> 'ok' \\gx",
+                );
+                story.say("The commits go on: the server never waits for a remote.");
+            }
+            told && killed.elapsed() > OUTAGE
+        });
+        remote.start();
+        self.page.command("$ rclone serve webdav ..");
+        self.say("The remote is back, and is found at the next try: these are at most 10 seconds");
+        self.say("apart. There is nothing to restart or to reset.");
+        let is_well = "SELECT health = 'ok' AND ship_lag < '2 s' FROM nrt.status";
+        self.poll("it has caught up", SECOND, |story| {
+            let is_well = story.cluster.value(is_well) == "t";
+            story.lag();
+            is_well
+        });
+        self.sql("SELECT health, summary FROM nrt.status");
+    }
+
+    fn without_sql(&mut self) {
+        self.chapter("The same on the command line");
+        self.say("It asks no database. Its exit code is 0, 1 (warning) or 2 (critical).");
+        let status = self.nrt_backup(&["status"]);
+        assert!(status.contains("health     ok"), "all should be well: {status}");
+        self.say("And this compares every file on the remote with the repository:");
+        self.nrt_backup(&["check"]);
+    }
+
+    /// Gives the restored server.
+    fn the_machine_vanishes(&mut self, remote: &Remote) -> Cluster {
+        self.chapter("The machine is gone");
+        self.say("Two clients commit, and note each commit that the server acknowledged. Then, in");
+        self.say("the middle of it, every process of the server is killed, and both its data and");
+        self.say("its repository are deleted.");
+        let mut commits = Commits::begin(&self.cluster, "noted", 2, Duration::from_millis(5));
+        sleep(4 * SECOND);
+        let promised = self.cluster.value("SELECT shipped_lsn FROM nrt.status");
+        let promised: Lsn = promised.parse().expect("an LSN");
+        self.page.command("$ kill -9 EVERYTHING; rm -rf $PGDATA REPOSITORY");
+        self.cluster.vanish();
+        self.say("This is left, in another process and perhaps in another city:");
+        self.tree(remote);
+        self.say("A new machine fetches it. pgBackRest restores the last backup and replays the");
+        self.say("WAL: the archived segments, then what wal-tail/ has.");
+        self.page.command(&format!("$ rclone copy {} COPY", remote.place(NAME)));
+        // Beside the remote's other files, and removed with them.
+        let copy = remote.config().with_file_name("copy");
+        remote.rclone(&["copy", &remote.place(NAME), &copy.display().to_string()]);
+        self.page.command("$ pgbackrest --stanza=main --repo1-path=COPY/repository .. restore");
+        let began = Instant::now();
+        let restored = Restore::new("restored", &copy).run();
+        self.say(&format!(
+            "{:.1} seconds later a server runs, and holds all that the remote had confirmed:",
+            began.elapsed().as_secs_f64()
+        ));
+        self.sql_on(&restored, "SELECT count(*) AS commits_of_the_two_clients FROM noted");
+        let lost = commits.lost(&restored);
+        let broken = lost.iter().filter(|commit| commit.lsn <= promised).count();
+        assert_eq!(broken, 0, "commits before {promised} are lost");
+        let made = commits.made();
+        let last = made.iter().map(|commit| commit.at).max();
+        let first_lost = lost.iter().map(|commit| commit.at).min();
+        let seconds = last.zip(first_lost).map_or(Duration::ZERO, |(last, lost)| last - lost);
+        self.say(&format!(
+            "Of {} acknowledged commits {} are lost: those of the last {:.2} seconds.",
+            made.len(),
+            lost.len(),
+            seconds.as_secs_f64()
+        ));
+        assert!(seconds < Duration::from_secs(5), "that is more than it may be");
+        restored
+    }
+
+    fn end(mut self, restored: Cluster, remote: Remote) {
         self.chapter("A clean end");
-        let took = self.cluster.stop(Shutdown::Fast);
-        self.news();
-        self.cluster.assert_no_orphans();
+        let took = restored.stop(Shutdown::Fast);
         let Story { cluster, page, began, .. } = self;
-        let directory = cluster.directory().to_path_buf();
+        let directories = [
+            cluster.directory().to_path_buf(),
+            restored.directory().to_path_buf(),
+            remote.config().parent().map(PathBuf::from).expect("it is in a directory"),
+        ];
         // Also fails if the server's log holds a warning that this story did not cause.
         drop(cluster);
-        let left = processes_mentioning(&directory);
-        assert!(left.is_empty(), "processes were left behind: {left:?}");
-        assert!(!directory.exists(), "\"{}\" was left behind", directory.display());
-        page.say(&format!("The server stopped in {} ms.", took.as_millis()));
-        page.say(&format!("Processes left: {}. Directories left: none.", left.len()));
+        drop(restored);
+        drop(remote);
+        for directory in directories {
+            let left = processes_mentioning(&directory);
+            assert!(left.is_empty(), "processes were left behind: {left:?}");
+            assert!(!directory.exists(), "\"{}\" was left behind", directory.display());
+        }
+        page.say(&format!("The restored server stopped in {} ms.", took.as_millis()));
+        page.say("Processes left: none. Directories left: none.");
         page.say(&format!("It took {} seconds.", began.elapsed().as_secs()));
     }
 }
@@ -371,6 +542,49 @@ impl Story {
         let output = run(psql.args(["-c", sql]));
         self.show(words(&output).trim_end().lines());
         output
+    }
+
+    /// Runs a statement with a path in it that is shown without its directories.
+    fn sql_without_paths(&self, statement: &str, path: &str) {
+        let file = path.rsplit('/').next().unwrap_or(path);
+        let shown = statement.replace(path, &format!("SCRATCH/{file}"));
+        self.page.command(&format!("postgres=# {shown};"));
+        self.cluster.sql(statement);
+    }
+
+    /// One line about how far the remote is behind.
+    fn lag(&mut self) {
+        // What was logged before it comes before it.
+        self.news();
+        let line = self.cluster.value(
+            "SELECT format('%s  off-site up to %s behind %s s %s %s %s commits  %s',
+                    to_char(clock_timestamp(), 'HH24:MI:SS'), rpad(shipped_lsn::text, 10),
+                    to_char(extract(epoch FROM ship_lag), '90.9'),
+                    lpad(pg_size_pretty(ship_lag_bytes), 9),
+                    rpad(repeat('#', least(ceil(extract(epoch FROM ship_lag)), 12)::int), 12, '.'),
+                    lpad((SELECT count(*) FROM pgbench_history)::text, 5), health)
+             FROM nrt.status",
+        );
+        self.show([line]);
+    }
+
+    /// Runs nrt-backup for the server, in view of the reader, and gives what it printed.
+    fn nrt_backup(&self, arguments: &[&str]) -> String {
+        self.page.command(&format!("$ nrt-backup {} -D $PGDATA", arguments.join(" ")));
+        let installation = self.cluster.installation();
+        let mut command = installation.command(installation.program("nrt-backup"));
+        let output = run(command.args(arguments).arg("-D").arg(self.cluster.data()));
+        self.show(words(&output).lines());
+        assert!(output.status.success(), "nrt-backup ended with {}", output.status);
+        words(&output)
+    }
+
+    /// Shows what a remote holds.
+    fn tree(&self, remote: &Remote) {
+        let place = remote.place(NAME);
+        self.page.command(&format!("$ rclone tree --level 2 --noreport {place}"));
+        let tree = remote.rclone(&["tree", "--level", "2", "--noreport", &place]);
+        self.show(tree.lines());
     }
 
     fn chmod(&self, mode: &str) {
