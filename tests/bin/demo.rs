@@ -357,9 +357,9 @@ impl Story {
             "pgbench writes again. What the remote has not confirmed would be lost if this machine",
         );
         self.say(
-            "were gone now: \"behind\" is since when shipping knows of the oldest byte of it (it looks",
+            "were gone now: \"behind\" says how long shipping has known of the oldest byte (it looks",
         );
-        self.say("once a second), and how much it is.");
+        self.say("once a second), and how many bytes there are.");
         // Without the first one it would empty its history, and the commits are counted in that.
         let load = ["--no-vacuum", "--client=2", "--rate=120", "--time=600"];
         let load = self.cluster.load(&load);
@@ -400,8 +400,9 @@ impl Story {
         self.say("apart. There is nothing to restart or to reset.");
         let is_well = "SELECT health = 'ok' AND ship_lag < '2 s' FROM nrt.status";
         self.poll("it has caught up", SECOND, |story| {
+            let is_well = story.cluster.value(is_well) == "t";
             story.lag();
-            story.cluster.value(is_well) == "t"
+            is_well
         });
         self.sql("SELECT health, summary FROM nrt.status");
     }
@@ -451,7 +452,7 @@ impl Story {
         let first_lost = lost.iter().map(|commit| commit.at).min();
         let seconds = last.zip(first_lost).map_or(Duration::ZERO, |(last, lost)| last - lost);
         self.say(&format!(
-            "Of {} acknowledged commits {} are lost: those of the last {:.1} seconds.",
+            "Of {} acknowledged commits {} are lost: those of the last {:.2} seconds.",
             made.len(),
             lost.len(),
             seconds.as_secs_f64()
@@ -559,7 +560,7 @@ impl Story {
             "SELECT format('%s  off-site up to %s behind %s s %s %s %s commits  %s',
                     to_char(clock_timestamp(), 'HH24:MI:SS'), rpad(shipped_lsn::text, 10),
                     to_char(extract(epoch FROM ship_lag), '90.9'),
-                    lpad(pg_size_pretty(ship_lag_bytes), 7),
+                    lpad(pg_size_pretty(ship_lag_bytes), 9),
                     rpad(repeat('#', least(ceil(extract(epoch FROM ship_lag)), 12)::int), 12, '.'),
                     lpad((SELECT count(*) FROM pgbench_history)::text, 5), health)
              FROM nrt.status",

@@ -39,6 +39,7 @@ pub struct Cluster {
     directory: TempDir,
     preload: bool,
     environment: Vec<(String, String)>,
+    arguments: Vec<String>,
     mounted: bool,
     state: Mutex<State>,
 }
@@ -136,6 +137,7 @@ impl Cluster {
             directory,
             preload: true,
             environment: Vec::new(),
+            arguments: Vec::new(),
             mounted: false,
             state: Mutex::default(),
         };
@@ -170,6 +172,13 @@ impl Cluster {
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Cluster {
         self.environment.push((name.to_string(), value.to_string()));
+        self
+    }
+
+    /// Adds an argument to the server's command line, for what no configuration file can say.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Cluster {
+        self.arguments.push(argument.to_string());
         self
     }
 
@@ -279,6 +288,7 @@ impl Cluster {
         command
             .arg("-D")
             .arg(self.data())
+            .args(&self.arguments)
             .env("PATH", self.installation.path(Some(&self.fakes())))
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())

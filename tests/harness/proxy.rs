@@ -76,6 +76,7 @@ struct Shared {
 struct Mode {
     frozen: bool,
     refusing: bool,
+    keeping: bool,
     closing: bool,
     delay: Duration,
     bytes_per_second: Option<u64>,
@@ -129,6 +130,11 @@ impl Proxy {
     pub fn refuse(&self) {
         self.change(|mode| mode.refusing = true);
         self.cut();
+    }
+
+    /// Refuses every request to delete something, as a server does that was told to keep all.
+    pub fn keep_all(&self) {
+        self.change(|mode| mode.keeping = true);
     }
 
     /// Lets everything through again.
@@ -237,6 +243,14 @@ fn pump(
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         let Some(mode) = shared.pass() else { break };
+        if is_client && mode.keeping && buffer[..count].starts_with(b"DELETE ") {
+            // Such a request has no body.
+            let refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+            if from.write_all(refusal).is_err() {
+                break;
+            }
+            continue;
+        }
         if is_client {
             // A request: the first bytes after an answer.
             if answered.swap(false, Ordering::Relaxed) && !mode.delay.is_zero() {
@@ -346,6 +360,20 @@ mod tests {
         assert!(say(&mut connect(&proxy), "z").is_err());
         proxy.mend();
         say(&mut connect(&proxy), "z").expect("is answered");
+    }
+
+    #[test]
+    fn it_lets_nobody_delete() {
+        let proxy = echo();
+        let mut socket = connect(&proxy);
+        proxy.keep_all();
+        say(&mut socket, "PUT /a").expect("is answered");
+        socket.write_all(b"DELETE /a HTTP/1.1\r\n\r\n").expect("it is open");
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).expect("is answered");
+        assert_eq!(&answer, b"HTTP/1.1 403");
+        proxy.mend();
+        say(&mut connect(&proxy), "DELETE /a").expect("is answered");
     }
 
     #[test]
