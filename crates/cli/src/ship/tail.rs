@@ -44,7 +44,7 @@ pub(crate) fn run(shared: &Shared, remote: &Remote) {
             continue;
         }
         let seen = shared.generation();
-        let batch = next_batch(shared);
+        let batch = next_batch(shared, ARCHIVER);
         if batch.is_empty() {
             let is_behind = shared.lock().status.behind_since.is_some();
             shared.wait(seen, if is_behind { ARCHIVER } else { IDLE });
@@ -68,9 +68,10 @@ pub(crate) fn run(shared: &Shared, remote: &Remote) {
 
 /// Ships what is left when the server is about to end, as far as there is time.
 pub(crate) fn finish(shared: &Shared, remote: &Remote) {
-    let batch = next_batch(shared);
-    if !batch.is_empty() {
-        let _ = ship(shared, remote, &batch);
+    // Nobody waits for the archiver any more.
+    let mut batch = next_batch(shared, Duration::ZERO);
+    while !batch.is_empty() && ship(shared, remote, &batch).is_ok() {
+        batch = next_batch(shared, Duration::ZERO);
     }
 }
 
@@ -82,8 +83,8 @@ struct Parcel {
     replaces: Vec<Piece>,
 }
 
-/// The next pieces, in order.
-fn next_batch(shared: &Shared) -> Vec<Parcel> {
+/// The next pieces, in order. A finished segment is left to the archiver for so long.
+fn next_batch(shared: &Shared, archiver: Duration) -> Vec<Parcel> {
     let size = shared.plan.segment_size;
     let state = shared.lock();
     if state.status.tail_refused.is_some() {
@@ -106,7 +107,7 @@ fn next_batch(shared: &Shared) -> Vec<Parcel> {
         }
         let end = segment.end(size);
         let mostly_unsent = end <= limit && end.since(at) > size / 2;
-        if mostly_unsent && !state.heard_before(Position { timeline, flushed: end }, ARCHIVER) {
+        if mostly_unsent && !state.heard_before(Position { timeline, flushed: end }, archiver) {
             // Cheaper as a whole, packed already, and about to be.
             at = state.coverage.reach(timeline, end, size);
             continue;

@@ -60,7 +60,7 @@ const FOLDED: usize = 16;
 pub struct Coverage {
     /// Runs of archived segments by timeline: the first one's number, and the one after the last.
     archived: BTreeMap<u32, BTreeMap<u64, u64>>,
-    /// Pieces of the tail with how often they were folded, in the order in which they were sent.
+    /// Pieces of the tail in the order of the WAL, with how often they were folded.
     pieces: BTreeMap<Segment, Vec<(Piece, u8)>>,
 }
 
@@ -111,6 +111,8 @@ impl Coverage {
         let pieces = self.pieces.entry(piece.segment).or_default();
         if !pieces.iter().any(|(known, _)| *known == piece) {
             pieces.push((piece, folded));
+            // Several are sent side by side, and arrive as they like.
+            pieces.sort_by_key(|(piece, _)| (piece.from, piece.to));
         }
     }
 
@@ -303,7 +305,7 @@ mod tests {
         coverage.add(piece(1, 7, 2, 9), 0);
         coverage.add(piece(2, 7, 9, 10), 0);
         assert_eq!(shipped(&coverage), at(7, 9));
-        assert_eq!(coverage.superseded(), [piece(1, 5, 3, 16), piece(1, 5, 0, 3)]);
+        assert_eq!(coverage.superseded(), [piece(1, 5, 0, 3), piece(1, 5, 3, 16)]);
         coverage.forget_archived(segment(1, 6));
         assert_eq!(shipped(&coverage), at(6, 0));
     }
