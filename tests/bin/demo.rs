@@ -357,9 +357,9 @@ impl Story {
             "pgbench writes again. What the remote has not confirmed would be lost if this machine",
         );
         self.say(
-            "were gone now: \"behind\" says how long shipping has known of the oldest byte (it looks",
+            "were gone now: \"behind\" says how long ago, at most, the oldest byte of it was written",
         );
-        self.say("once a second), and how many bytes there are.");
+        self.say("(shipping looks once a second), and how many bytes there are.");
         // Without the first one it would empty its history, and the commits are counted in that.
         let load = ["--no-vacuum", "--client=2", "--rate=120", "--time=600"];
         let load = self.cluster.load(&load);

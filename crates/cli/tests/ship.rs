@@ -104,6 +104,7 @@ impl World {
             zone: "UTC".to_string(),
             portable_tar: false,
             heartbeat: 1,
+            interval: 1000,
         }
     }
 

@@ -418,6 +418,7 @@ mod tests {
             zone: "UTC".to_string(),
             portable_tar: false,
             heartbeat: 1,
+            interval: 1000,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::layout;
 use nrt_core::lsn::{Lsn, Segment};
@@ -142,6 +142,9 @@ impl State {
             self.heard.clear();
         }
         self.position = Some(position);
+        // The bytes may have been written right after the look before.
+        let interval = TimeDelta::milliseconds(plan.interval.into());
+        let written = Utc::now() - interval;
         if self.heard.len() >= HEARD {
             let mut keep = false;
             self.heard.retain(|_| {
@@ -149,7 +152,7 @@ impl State {
                 keep
             });
         }
-        self.heard.push_back((position, Utc::now()));
+        self.heard.push_back((position, written));
     }
 
     /// Brings the status up to date.

@@ -60,6 +60,8 @@ pub struct Plan {
     pub portable_tar: bool,
     /// Seconds between two signs of life in `owner.json`.
     pub heartbeat: u32,
+    /// Milliseconds between two looks at how far the WAL is on disk: what is told may be so old.
+    pub interval: u32,
 }
 
 /// Seconds between two signs of life on the remote.
@@ -102,6 +104,7 @@ impl Plan {
             zone: settings.zone.name().to_string(),
             portable_tar: settings.portable_tar,
             heartbeat: HEARTBEAT,
+            interval: settings.ship_interval,
         })
     }
 }
@@ -159,7 +162,8 @@ pub struct Status {
     /// Up to here, everything that is needed to restore is on the remote, confirmed. `None`
     /// until the first backup is there.
     pub shipped: Option<Position>,
-    /// When the oldest byte that is not there was heard of; `None` if nothing is missing.
+    /// Since when at the latest the oldest byte that is not there was on disk; `None` if nothing
+    /// is missing.
     pub behind_since: Option<DateTime<Utc>>,
     /// Labels of the backups on the remote that can be restored from there, oldest first.
     pub backups: Vec<String>,
