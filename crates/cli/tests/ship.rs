@@ -327,6 +327,29 @@ fn it_goes_on_wherever_it_was_killed() {
 }
 
 #[test]
+fn half_a_piece_counts_for_nothing() {
+    let world = World::new();
+    let mut ship = world.ship();
+    for offset in [40_000, 80_000, 120_000] {
+        ship.tell(at(offset));
+        world.wait_for(at(offset));
+    }
+    ship.kill();
+    // As a killed rclone leaves it where files are seen while they are written.
+    let root = world.there().join(DIRECTORY);
+    let (path, content) = files(&root).into_iter().nth(1).expect("there are three");
+    fs::write(root.join(&path), &content[..content.len() / 2]).expect("the directory is ours");
+    assert_eq!(world.reached(at(120_000)), at(40_000));
+
+    let mut ship = world.ship();
+    ship.tell(at(120_000));
+    world.wait_for(at(120_000));
+    let broken = || files(&root).into_values().filter(|it| zstd::decode_all(&it[..]).is_err());
+    until("the half is gone", || broken().count() == 0);
+    assert_eq!(world.reached(at(120_000)), at(120_000));
+}
+
+#[test]
 fn what_belongs_to_another_cluster_is_never_touched() {
     let world = World::new();
     let owner = Owner {

@@ -198,24 +198,35 @@ impl Mirror<'_> {
 
     /// Removes the tail's objects that the archive or others of them have replaced.
     fn clear_the_tail(&mut self) {
-        let (superseded, replaced) = {
-            let mut state = self.shared.lock();
-            (state.coverage.superseded(), std::mem::take(&mut state.replaced))
-        };
         if self.delete_again.is_some_and(|again| Instant::now() < again) {
-            self.shared.change(|state| state.replaced.extend(replaced));
-            return;
-        }
-        if superseded.is_empty() && replaced.is_empty() {
             return;
         }
         let size = self.shared.plan.segment_size;
+        let (superseded, gone, wrong) = {
+            let mut state = self.shared.lock();
+            let replaced = std::mem::take(&mut state.replaced);
+            let coverage = &state.coverage;
+            let is_safe = |piece: &Piece| {
+                let reach = coverage.reach(piece.segment.timeline, piece.from, size);
+                reach >= piece.to
+            };
+            // One that was sent anew under the same name stays.
+            let old = replaced.into_iter().filter(|piece| !coverage.holds(piece));
+            let (gone, waiting): (Vec<Piece>, Vec<Piece>) = old.partition(is_safe);
+            state.replaced = waiting;
+            let wrong = std::mem::take(&mut state.wrong);
+            (state.coverage.superseded(), gone, wrong)
+        };
+        if superseded.is_empty() && gone.is_empty() && wrong.is_empty() {
+            return;
+        }
         let mut problem = None;
         let mut left: Vec<Piece> = Vec::new();
         let mut segments: BTreeMap<Segment, Vec<Piece>> = BTreeMap::new();
         for piece in superseded {
             segments.entry(piece.segment).or_default().push(piece);
         }
+        let purged: BTreeSet<Segment> = segments.keys().copied().collect();
         for (segment, pieces) in segments {
             let timeline = segment.timeline;
             let directory = format!("{DIRECTORY}/{timeline:08X}/{}", segment.name(size));
@@ -231,26 +242,25 @@ impl Mirror<'_> {
                 }
             }
         }
-        let mut again = Vec::new();
-        for piece in replaced {
-            let state = self.shared.lock();
-            // It went with its directory, or has been sent anew.
-            let keep = state.coverage.is_archived(piece.segment) || state.coverage.holds(&piece);
-            drop(state);
-            if keep {
-                continue;
-            }
-            let path = format!("{DIRECTORY}/{}", piece.path(size));
-            if let Err(refusal) = problem.clone().map_or_else(|| self.remote.delete(&path), Err) {
-                again.push(piece);
-                problem = Some(refusal);
+        let mut again = [Vec::new(), Vec::new()];
+        for (kind, pieces) in [wrong, gone].into_iter().enumerate() {
+            // What went with its directory is gone.
+            for piece in pieces.into_iter().filter(|it| !purged.contains(&it.segment)) {
+                let path = format!("{DIRECTORY}/{}", piece.path(size));
+                let deleted = problem.clone().map_or_else(|| self.remote.delete(&path), Err);
+                if let Err(refusal) = deleted {
+                    again[kind].push(piece);
+                    problem = Some(refusal);
+                }
             }
         }
-        let count = (left.len() + again.len()) as u64;
+        let [wrong, gone] = again;
+        let count = (left.len() + wrong.len() + gone.len()) as u64;
         self.delete_again = problem.as_ref().map(|_| Instant::now() + DELETE_AGAIN);
         let problem = problem.map(|it| failure("the WAL tail cannot be cleared up", &it));
         self.shared.change(|state| {
-            state.replaced.extend(again);
+            state.wrong.extend(wrong);
+            state.replaced.extend(gone);
             state.undeleted.insert("tail", (count, problem));
         });
     }

@@ -52,8 +52,8 @@ pub(crate) struct There {
     pub(crate) complete: BTreeSet<String>,
     /// The info file.
     pub(crate) info: Option<Vec<u8>>,
-    /// The paths of the backups' descriptions.
-    pub(crate) descriptions: BTreeSet<String>,
+    /// The paths of the backups' descriptions, with their sizes: one may have been cut off.
+    pub(crate) descriptions: BTreeMap<String, i64>,
     /// The paths of the portable archives.
     pub(crate) tars: BTreeSet<String>,
 }
@@ -311,12 +311,13 @@ impl Mirror<'_> {
                 continue;
             }
             let path = description_path(backup);
-            if !self.there.descriptions.contains(&path) {
-                let text = description(backup, system_id, &inventory);
+            let text = description(backup, system_id, &inventory);
+            let size = i64::try_from(text.len()).unwrap_or(i64::MAX);
+            if self.there.descriptions.get(&path) != Some(&size) {
                 self.remote.put(&path, text.as_bytes()).map_err(|refusal| {
                     failure(&format!("\"{path}\" cannot be written"), &refusal)
                 })?;
-                self.there.descriptions.insert(path.clone());
+                self.there.descriptions.insert(path, size);
             }
         }
         self.described = changed;
@@ -377,9 +378,11 @@ impl Mirror<'_> {
             .cloned()
             .collect();
         let wal = self.expired_wal(&listed);
-        let stale: Vec<String> = [&self.there.descriptions, &self.there.tars]
-            .into_iter()
-            .flatten()
+        let stale: Vec<String> = self
+            .there
+            .descriptions
+            .keys()
+            .chain(&self.there.tars)
             .filter(|path| {
                 let label = path.rsplit('/').next().and_then(|file| file.split('.').next());
                 label.is_some_and(|label| !listed.contains(label) && !here.contains(label))

@@ -368,7 +368,7 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
         for entry in list(directory)? {
             let path = format!("{directory}/{}", entry.path);
             if entry.path.ends_with(".json") {
-                there.descriptions.insert(path);
+                there.descriptions.insert(path, entry.size);
             } else if entry.path.ends_with(".tar") {
                 there.tars.insert(path);
             }
@@ -377,14 +377,23 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
     let mut pieces: Vec<Piece> =
         list(DIRECTORY)?.iter().filter_map(|entry| Piece::parse(&entry.path, size)).collect();
     pieces.sort();
-    for piece in pieces {
+    // A process that was killed may have left half a piece under a whole one's name. What is still
+    // here is sent again, and the old ones go when that is there.
+    let pg_wal = Path::new(&plan.data_directory).join("pg_wal");
+    let (doubtful, trusted): (Vec<Piece>, Vec<Piece>) = pieces.into_iter().partition(|piece| {
+        let name = piece.segment.name(size);
+        !coverage.is_archived(piece.segment)
+            && (pg_wal.join(&name).exists() || repository::holds(&local, &name))
+    });
+    for piece in trusted {
         coverage.add(piece, 0);
     }
     let labels = there.info.as_deref().map(repository::labels_in).unwrap_or_default();
     shared.read_inventory();
     shared.change(|state| {
         state.coverage = coverage;
-        state.replaced.clear();
+        state.replaced = doubtful;
+        state.wrong.clear();
         state.status.backups =
             labels.into_iter().filter(|label| there.labels.contains(label)).collect();
     });

@@ -57,8 +57,10 @@ pub(crate) struct State {
     pub(crate) archived_here: Coverage,
     /// Where the restore of each backup in the repository begins.
     starts: BTreeMap<String, Position>,
-    /// Pieces that others have replaced.
+    /// Pieces that go when others hold what they hold.
     pub(crate) replaced: Vec<Piece>,
+    /// Pieces that hold what the server has lost, and go at once.
+    pub(crate) wrong: Vec<Piece>,
     /// How many passes over the local archive have begun, and how many of them have sent all that
     /// they found.
     pub(crate) passes: (u64, u64),
@@ -138,7 +140,7 @@ impl State {
                 before.flushed, position.flushed
             );
             let cut = self.coverage.cut(position.timeline, position.flushed);
-            self.replaced.extend(cut);
+            self.wrong.extend(cut);
             self.heard.clear();
         }
         self.position = Some(position);
