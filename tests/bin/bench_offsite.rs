@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nrt_core::lsn::Lsn;
-use nrt_tests::{Cluster, Commits, Installation, Kind, Remote, Restore, inspect};
+use nrt_tests::{Cluster, Commits, Installation, Kind, Remote, Restore, inspect, wait_until};
 use tempfile::TempDir;
 
 use super::protected::{own_configuration, quiet};
@@ -183,11 +183,22 @@ pub(super) fn cut(effort: &Effort) -> Vec<Row> {
 fn change(cluster: &Cluster, remote: &Remote, backups: u32) -> (f64, f64) {
     cluster.sql("INSERT INTO small SELECT generate_series(1, 100)");
     wait_for_shipped(cluster);
-    cluster.sql("SELECT nrt_backup_now('incr')");
-    let (begin, before) = (Instant::now(), remote.proxy().traffic());
-    wait_for_offsite(cluster, backups);
-    wait_for_shipped(cluster);
-    let took = begin.elapsed().as_secs_f64();
+    let before = remote.proxy().traffic();
+    let info = cluster.repository().join("backup/main/backup.info");
+    let listed = || {
+        let text = fs::read_to_string(&info).unwrap_or_default();
+        text.lines().filter(|line| line.starts_with("20") && line.contains("={")).count()
+    };
+    let took = thread::scope(|scope| {
+        let backup = scope.spawn(|| cluster.sql("SELECT nrt_backup_now('incr')"));
+        // Not from its end: beside many files pgBackRest's expire takes seconds after that.
+        wait_until("the backup is in the repository", PATIENCE, || listed() >= backups as usize);
+        let begin = Instant::now();
+        wait_for_offsite(cluster, backups);
+        let took = begin.elapsed().as_secs_f64();
+        backup.join().expect("it succeeds");
+        took
+    });
     // What comes a little later belongs to it, too.
     sleep(Duration::from_secs(3));
     (took, remote.proxy().traffic().since(before).requests as f64)
