@@ -32,7 +32,7 @@ pub(crate) fn segment_size() -> u64 {
     u64::try_from(unsafe { pg_sys::wal_segment_size }).unwrap_or(16 << 20)
 }
 
-/// Pages of finished segments in `pg_wal`. A server process stands in the data directory.
+/// Pages of segments in `pg_wal`. A server process stands in the data directory.
 #[derive(Default)]
 pub(crate) struct PgWal {
     /// The segment that was read last, and its file if there is one.

@@ -23,14 +23,19 @@ pub trait Pages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meter {
     base: Lsn,
+    /// Up to here all is counted for good: the end of the last finished segment.
     seen: Lsn,
     written: u64,
+    /// How far the WAL was when the meter last looked.
+    looked: Lsn,
+    /// Bytes of the segment in use, which are counted anew at every look.
+    open: u64,
 }
 
 impl Meter {
     /// Starts to measure at `base`, the position right after a backup's stop.
     pub fn new(base: Lsn) -> Meter {
-        Meter { base, seen: base, written: 0 }
+        Meter { base, seen: base, written: 0, looked: base, open: 0 }
     }
 
     /// Where the measurement began.
@@ -40,39 +45,47 @@ impl Meter {
 
     /// Bytes of WAL written from the base up to where the meter has seen.
     pub fn written(&self) -> u64 {
-        self.written
+        self.written + self.open
     }
 
     /// Takes in what was written up to `flushed`.
     ///
-    /// A segment that cannot be read any more counts in full: it is better to back up too early
-    /// than not at all. The work is at most a dozen page reads per segment finished since the
-    /// last call.
+    /// Somebody who commits while a switch fills up its segment flushes a part of the padding: so
+    /// the segment in use, too, counts only as far as it holds something. One that cannot be read
+    /// any more counts in full: it is better to back up too early than not at all. The work is at
+    /// most a dozen page reads per segment touched since the last call, and none if there was
+    /// nothing new.
     pub fn advance(&mut self, timeline: u32, flushed: Lsn, size: u64, pages: &mut impl Pages) {
+        if flushed <= self.looked {
+            return;
+        }
+        self.looked = flushed;
+        self.open = 0;
         while self.seen < flushed {
             let segment = Segment::of(timeline, self.seen, size);
-            let end = segment.end(size);
-            let content_end = if end > flushed {
-                flushed
-            } else {
-                let length = content_length(segment, size, pages).unwrap_or(size);
-                Lsn(segment.start(size).0 + length)
-            };
-            self.written += content_end.since(self.seen);
-            self.seen = end.min(flushed);
+            let start = segment.start(size);
+            let length = flushed.since(start).min(size);
+            let content = content_length(segment, length, pages).unwrap_or(length);
+            let counted = Lsn(start.0 + content).since(self.seen);
+            if length < size {
+                self.open = counted;
+                return;
+            }
+            self.written += counted;
+            self.seen = segment.end(size);
         }
     }
 }
 
-/// How many bytes of a finished segment hold WAL; the rest is the padding of a switch.
+/// How many of a segment's first `length` bytes hold WAL; the rest is the padding of a switch.
 ///
 /// Every page that holds WAL begins with a magic number, every page after a switch is zero all
 /// over: the last page in use is found by bisection.
-fn content_length(segment: Segment, size: u64, pages: &mut impl Pages) -> Option<u64> {
+fn content_length(segment: Segment, length: u64, pages: &mut impl Pages) -> Option<u64> {
     let in_use = |page: &[u8]| page.iter().take(2).any(|byte| *byte != 0);
-    let (mut used, mut unused) = (0, size / PAGE);
-    // Most segments are full: ask for the last page first.
-    let last = pages.page(segment, size - PAGE)?;
+    let (mut used, mut unused) = (0, length.div_ceil(PAGE));
+    // There is rarely any padding: ask for the last page first.
+    let last = pages.page(segment, unused.checked_sub(1)? * PAGE)?;
     if in_use(&last) {
         used = unused;
     }
@@ -87,7 +100,7 @@ fn content_length(segment: Segment, size: u64, pages: &mut impl Pages) -> Option
     let Some(last_used) = used.checked_sub(1) else { return Some(0) };
     let page = pages.page(segment, last_used * PAGE)?;
     let in_page = page.iter().rposition(|byte| *byte != 0).map_or(0, |position| position + 1);
-    Some(last_used * PAGE + in_page as u64)
+    Some((last_used * PAGE + in_page as u64).min(length))
 }
 
 #[cfg(test)]
@@ -141,6 +154,20 @@ mod tests {
         assert!(wal.reads <= 5, "{} reads", wal.reads);
     }
 
+    /// Seen on a real server: a commit, while `archive_timeout` switched the segment.
+    #[test]
+    fn padding_that_is_flushed_before_its_segment_is_finished_is_none_of_it() {
+        let mut wal = wal(&[(0, 120), (1, 300)]);
+        let mut meter = Meter::new(Lsn(0));
+        meter.advance(1, Lsn(SIZE / 2), SIZE, &mut wal);
+        assert_eq!(meter.written(), 120);
+        meter.advance(1, Lsn(SIZE + 300), SIZE, &mut wal);
+        assert_eq!(meter.written(), 420);
+        let reads = wal.reads;
+        meter.advance(1, Lsn(SIZE + 300), SIZE, &mut wal);
+        assert_eq!(wal.reads, reads, "an idle server is not read");
+    }
+
     #[test]
     fn what_was_seen_of_a_segment_is_not_counted_again_when_it_ends() {
         let mut wal = wal(&[(0, 5000), (1, 300)]);
@@ -168,11 +195,13 @@ mod tests {
             let mut meter = Meter::new(Lsn(0));
             looks.sort_unstable();
             for look in looks {
-                // The flush position is never inside the padding.
-                let number = look / SIZE;
-                let Some(content) = contents.get(number as usize) else { continue };
-                let flushed = Lsn(number * SIZE + (look % SIZE).min(*content));
-                meter.advance(1, flushed, SIZE, &mut wal);
+                // Anywhere, in the padding, too.
+                let flushed = look.min(end.0);
+                meter.advance(1, Lsn(flushed), SIZE, &mut wal);
+                let (whole, rest) = ((flushed / SIZE) as usize, flushed % SIZE);
+                let expected = contents[..whole].iter().sum::<u64>()
+                    + contents.get(whole).map_or(0, |content| rest.min(*content));
+                prop_assert_eq!(meter.written(), expected);
             }
             meter.advance(1, end, SIZE, &mut wal);
             prop_assert_eq!(meter.written(), contents.iter().sum::<u64>());
