@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use chrono::Utc;
 use nrt_core::layout;
-use nrt_core::offsite::{Comparison, Phase, Status};
+use nrt_core::offsite::{Comparison, FileList, Phase, Status};
 
 use super::server::{self, Server};
 
@@ -78,14 +78,14 @@ fn must_ship(server: &Server, state: &Path) -> anyhow::Result<()> {
 
 fn report(comparison: &Comparison) -> ExitCode {
     println!("{} files are the same", comparison.same);
-    let list = |what: &str, files: &[String]| {
+    let list = |what: &str, files: &FileList| {
         if !files.is_empty() {
-            println!("{} {what}:", files.len());
-            for file in files.iter().take(SHOWN) {
+            println!("{} {what}:", files.count);
+            for file in files.named.iter().take(SHOWN) {
                 println!("  {file}");
             }
-            if files.len() > SHOWN {
-                println!("  ... and {} more", files.len() - SHOWN);
+            if files.count > SHOWN as u64 {
+                println!("  ... and {} more", files.count - SHOWN as u64);
             }
         }
     };

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use nrt_core::health::Check;
+use nrt_core::health::{self, Check};
 use nrt_core::layout;
 use serde::de::DeserializeOwned;
 
@@ -55,12 +55,11 @@ impl Server {
 pub(crate) fn must_ship(state: &Path) -> anyhow::Result<()> {
     let health: Vec<Check> = read(state, layout::HEALTH).unwrap_or_default();
     let remote = health.into_iter().find(|check| check.name == "remote");
-    let is_off =
-        remote.as_ref().is_some_and(|check| check.message.contains("no remote is configured"));
+    let is_off = remote.as_ref().is_some_and(health::is_off);
     if is_off || !state.join(layout::SHIP).exists() {
         bail!("this server ships nowhere\nHINT: Set nrt_backup.rclone_config.");
     }
-    match remote.filter(|check| check.message.contains("paused")) {
+    match remote.filter(health::is_paused) {
         Some(check) => bail!("{}\nHINT: {}", check.message, check.hint),
         None => Ok(()),
     }
@@ -82,9 +81,10 @@ mod tests {
         assert!(refusal().is_some_and(|it| it.contains("ships nowhere")));
         fs::write(state.path().join(layout::SHIP), "{}").expect("written");
         assert_eq!(refusal(), None);
-        for (severity, message) in
-            [("warning", "shipping is paused"), ("ok", "no remote is configured")]
-        {
+        for (severity, message) in [
+            ("warning", "shipping is paused: nothing new goes off-site"),
+            ("ok", "no remote is configured: backups are only on this machine"),
+        ] {
             let check = serde_json::json!([
                 { "name": "remote", "severity": severity, "message": message, "hint": "" }
             ]);

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use nrt_core::health::{self, Check, Severity};
 use nrt_core::inventory::Inventory;
 use nrt_core::layout;
-use nrt_core::offsite::Status;
+use nrt_core::offsite::{Phase, Status};
 use serde::Serialize;
 
 use super::server::{self, Server};
@@ -29,6 +29,8 @@ pub(crate) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report {
     server_is_running: bool,
+    /// Whether what `offsite` says is the present.
+    ships: bool,
     severity: Severity,
     last_backup: Option<String>,
     backups: usize,
@@ -70,14 +72,21 @@ fn collect(state: &Path, server_is_running: bool, now: DateTime<Utc>) -> Report 
     let backups = inventory.and_then(|it| it.repository.ok()).map(|it| it.info.backups);
     let backups = backups.unwrap_or_default();
     let remote = health.iter().find(|check| check.name == "remote");
-    let is_off = remote.is_some_and(|check| check.message.contains("no remote is configured"));
-    let offsite: Option<Status> = server::read(state, layout::SHIP).filter(|_| !is_off);
+    let offsite: Option<Status> = server::read(state, layout::SHIP);
+    let offsite = offsite.filter(|_| !remote.is_some_and(health::is_off));
+    // Shipping that has ended, or was paused, leaves its last word behind.
+    let ships = server_is_running
+        && offsite.as_ref().is_some_and(|status| {
+            status.phase != Phase::Shipping
+                || remote.is_some_and(|check| check.severity == Severity::Ok)
+        });
     Report {
         server_is_running,
+        ships,
         severity: health::worst(&health),
         last_backup: backups.last().map(|backup| backup.label.clone()),
         backups: backups.len(),
-        ship_lag: offsite.as_ref().and_then(|status| lag(status, now)),
+        ship_lag: offsite.as_ref().filter(|_| ships).and_then(|status| lag(status, now)),
         offsite,
         health,
     }
@@ -100,7 +109,7 @@ fn text(report: &Report) -> String {
         ),
     ];
     if let Some(status) = &report.offsite {
-        let phase = if report.server_is_running { status.phase.as_str() } else { "stopped" };
+        let phase = if report.ships { status.phase.as_str() } else { "stopped" };
         lines.push(format!("remote     {} ({phase})", status.remote));
         lines.push(format!("off-site   {} backups", status.backups.len()));
         if let Some(shipped) = status.shipped {
@@ -109,13 +118,13 @@ fn text(report: &Report) -> String {
                 shipped.flushed, shipped.timeline
             ));
         }
-        lines.push(match report.ship_lag {
-            None => "lag        nothing can be restored from there yet".to_string(),
-            Some(lag) if report.server_is_running => format!("lag        {lag:.1} s"),
-            Some(_) => match status.behind_since {
-                None => "lag        all that was heard of is there".to_string(),
-                Some(since) => format!("lag        WAL from {since} on is missing there"),
-            },
+        lines.push(match (report.ship_lag, status.shipped, status.behind_since) {
+            (Some(lag), ..) => format!("lag        {lag:.1} s"),
+            (None, None, _) => "lag        nothing can be restored from there yet".to_string(),
+            (None, Some(_), None) => "lag        all that was heard of is there".to_string(),
+            (None, Some(_), Some(since)) => {
+                format!("lag        WAL from {since} on is missing there")
+            }
         });
     }
     lines.push(format!("health     {}", report.severity.as_str()));
@@ -139,6 +148,27 @@ mod tests {
         let report = collect(state.path(), false, Utc::now());
         assert_eq!(report.severity, Severity::Critical);
         assert!(text(&report).contains("not running"));
+    }
+
+    #[test]
+    fn what_shipping_said_before_it_ended_is_not_the_present() {
+        let state = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, value: serde_json::Value| {
+            std::fs::write(state.path().join(name), value.to_string()).expect("written");
+        };
+        let position = Position { timeline: 1, flushed: nrt_core::lsn::Lsn(1) };
+        let told = Status { phase: Phase::Shipping, shipped: Some(position), ..Status::default() };
+        write(layout::SHIP, serde_json::json!(told));
+        for (severity, is_present) in [("ok", true), ("warning", false), ("critical", false)] {
+            let check = serde_json::json!({
+                "name": "remote", "severity": severity, "message": "m", "hint": ""
+            });
+            write(layout::HEALTH, serde_json::json!([check]));
+            let report = collect(state.path(), true, Utc::now());
+            assert_eq!(report.ship_lag.is_some(), is_present, "{severity}");
+            assert_eq!(text(&report).contains("(shipping)"), is_present, "{severity}");
+        }
+        assert_eq!(collect(state.path(), false, Utc::now()).ship_lag, None);
     }
 
     #[test]

@@ -307,9 +307,13 @@ fn gone_is_well(answer: Result<Value, Refusal>) -> Result<(), Refusal> {
     }
 }
 
+/// Characters of a remote's words that are repeated: they are read inside of the server.
+const LONGEST_WORDS: usize = 1000;
+
 /// What an operator is told where the remote refuses.
 pub(crate) fn failure(what: &str, refusal: &Refusal) -> Failure {
-    let words = refusal.words.trim();
+    // A web server may answer with a whole page.
+    let words: String = refusal.words.trim().chars().take(LONGEST_WORDS).collect();
     let lower = words.to_lowercase();
     let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     let hint = if says(&["401", "403", "denied", "unauthor", "forbidden", "unable to authenticate"])

@@ -4,7 +4,7 @@
 
 mod offsite;
 
-pub use offsite::{Process, Shipping};
+pub use offsite::{Process, Shipping, is_off, is_paused};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};

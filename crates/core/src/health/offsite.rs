@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Check, Findings, critical, moment, ok, warning};
 use crate::inventory::Failure;
-use crate::offsite::{Comparison, Phase, Status};
+use crate::offsite::{Comparison, FileList, Phase, Status};
 
 /// How shipping goes, as the worker sees it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -44,6 +44,18 @@ const NAMED: usize = 3;
 const SEE_REMOTE: &str = "not known: see the check \"remote\"";
 /// What is said where nothing is to be shipped.
 const NO_REMOTE: &str = "no remote is configured";
+/// What is said where somebody has paused shipping.
+const PAUSED: &str = "shipping is paused: nothing new goes off-site";
+
+/// Whether the check says that nothing is to be shipped.
+pub fn is_off(remote: &Check) -> bool {
+    remote.message.starts_with(NO_REMOTE)
+}
+
+/// Whether the check says that somebody has paused shipping.
+pub fn is_paused(remote: &Check) -> bool {
+    remote.message == PAUSED
+}
 
 /// Whether the remote takes what is shipped.
 pub(super) fn remote(findings: &Findings<'_>) -> Check {
@@ -54,17 +66,15 @@ pub(super) fn remote(findings: &Findings<'_>) -> Check {
             // Who wants it so is not to be nagged.
             return ok(
                 name,
-                "no remote is configured: backups are only on this machine until \
-                 nrt_backup.rclone_config names one",
+                format!(
+                    "{NO_REMOTE}: backups are only on this machine until nrt_backup.rclone_config \
+                     names one"
+                ),
             );
         }
         Process::Unusable(failure) => return critical(name, &*failure.message, &failure.hint),
         Process::Paused => {
-            return warning(
-                name,
-                "shipping is paused: nothing new goes off-site",
-                "SELECT nrt_resume('shipping') lets it go on.",
-            );
+            return warning(name, PAUSED, "SELECT nrt_resume('shipping') lets it go on.");
         }
         Process::Ended(words) => {
             return critical(
@@ -180,7 +190,7 @@ pub(super) fn mirror(findings: &Findings<'_>) -> Check {
     }
     if let Some(Comparison { at, different, failure, .. }) = &status.comparison {
         if !different.is_empty() {
-            let count = different.len();
+            let count = different.count;
             return critical(
                 name,
                 format!(
@@ -244,16 +254,16 @@ pub(super) fn mirror(findings: &Findings<'_>) -> Check {
                 "what was missing was sent again at {}: {} ({} in all)",
                 moment(*at),
                 listed(repaired),
-                repaired.len()
+                repaired.count
             ),
         ),
         _ => ok(name, "the remote holds what the repository does"),
     }
 }
 
-fn listed(files: &[String]) -> String {
-    let named = files.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if files.len() > NAMED { format!("{named}, …") } else { named }
+fn listed(files: &FileList) -> String {
+    let named = files.named.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if files.count > NAMED as u64 { format!("{named}, …") } else { named }
 }
 
 #[cfg(test)]
@@ -384,8 +394,9 @@ mod tests {
         after(
             &w,
             |_, it| {
-                it.comparison =
-                    compared(|it| it.different = ["a", "b", "c", "d"].map(String::from).into())
+                it.comparison = compared(|it| {
+                    it.different = ["a", "b", "c", "d"].map(String::from).into_iter().collect()
+                })
             },
             &[(
                 "mirror",
@@ -398,7 +409,7 @@ mod tests {
             |_, it| it.comparison = compared(|it| it.failure = Some(failure("cut off"))),
             &[("mirror", Critical, "could not be compared at 2026-03-10 12:00:30 UTC: cut off")],
         );
-        after(&w, |_, it| it.comparison = compared(|it| it.repaired = vec!["a".to_string()]), &[]);
+        after(&w, |_, it| it.comparison = compared(|it| it.repaired.push("a".to_string())), &[]);
         after(
             &w,
             |_, it| {

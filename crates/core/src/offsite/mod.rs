@@ -191,10 +191,61 @@ pub struct Comparison {
     /// Files that were the same.
     pub same: u64,
     /// Files that were missing or of another size and were sent again.
-    pub repaired: Vec<String>,
+    pub repaired: FileList,
     /// Files of the same size with another content, which are left as they are: one of the two
     /// is damaged, and it may be the one here.
-    pub different: Vec<String>,
+    pub different: FileList,
     /// Why it could not be done as a whole.
     pub failure: Option<Failure>,
+}
+
+/// Files of which only the first ones are named: the status is read inside of the server, and a
+/// remote that was emptied misses hundreds of thousands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileList {
+    /// How many there are.
+    pub count: u64,
+    /// The first of them, as paths below the repository.
+    pub named: Vec<String>,
+}
+
+impl FileList {
+    /// How many are named.
+    const NAMED: usize = 100;
+
+    /// Takes in one more.
+    pub fn push(&mut self, path: String) {
+        self.count += 1;
+        if self.named.len() < Self::NAMED {
+            self.named.push(path);
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+impl FromIterator<String> for FileList {
+    fn from_iter<T: IntoIterator<Item = String>>(paths: T) -> FileList {
+        let mut list = FileList::default();
+        for path in paths {
+            list.push(path);
+        }
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_is_counted_and_not_kept() {
+        let list: FileList = (0..100_000).map(|number| number.to_string()).collect();
+        assert_eq!((list.count, list.named.len()), (100_000, FileList::NAMED));
+        assert_eq!(list.named.first().map(String::as_str), Some("0"));
+        assert!(!list.is_empty() && FileList::default().is_empty());
+    }
 }
