@@ -109,7 +109,11 @@ impl World {
     }
 
     fn ship(&self) -> Ship {
-        let plan = serde_json::to_string(&self.plan()).expect("a plan is JSON");
+        World::ship_by(&self.plan())
+    }
+
+    fn ship_by(plan: &Plan) -> Ship {
+        let plan = serde_json::to_string(plan).expect("a plan is JSON");
         let mut child = Command::new(NRT_BACKUP)
             .args(["ship", &plan])
             .stdin(Stdio::piped())
@@ -324,6 +328,45 @@ fn it_goes_on_wherever_it_was_killed() {
     ship.tell(at(told));
     world.wait_for(at(told));
     until("all of the repository is there", || world.status().backups == [LABEL]);
+}
+
+#[test]
+fn a_backup_of_which_something_is_missing_is_not_called_there() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    until("the backup is there", || world.status().backups == [LABEL]);
+    ship.kill();
+    let data = world.there().join(format!("repository/backup/main/{LABEL}/bundle/1"));
+    fs::remove_file(&data).expect("it was there");
+    fs::remove_file(world.path("state/ship.json")).expect("it was there");
+    let mut ship = world.ship();
+    ship.tell(at(2));
+    until("the backup is there again", || {
+        let said = world.status().backups == [LABEL];
+        assert!(!said || data.exists(), "it is not there as a whole");
+        said
+    });
+    ship.end();
+}
+
+#[test]
+fn a_scheduled_comparison_sends_again_what_is_missing() {
+    let world = World::new();
+    let plan = Plan { comparison_schedule: "* * * * *".to_string(), ..world.plan() };
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1));
+    until("the backup is there", || world.status().backups == [LABEL]);
+    let data = world.there().join(format!("repository/backup/main/{LABEL}/bundle/1"));
+    fs::remove_file(&data).expect("it was there");
+    let path = format!("backup/main/{LABEL}/bundle/1");
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while !world.status().comparison.is_some_and(|it| it.repaired.named.contains(&path)) {
+        assert!(Instant::now() < deadline, "it is not compared: {:?}", world.status().comparison);
+        sleep(Duration::from_millis(100));
+    }
+    until("the file is there again", || data.exists());
+    until("the backup is called there again", || world.status().backups == [LABEL]);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::archive::{Files, newest_id, segment_of};
-use super::compare;
+use super::compare::{self, Found};
 use super::configuration;
 use super::owner::still_ours;
 use super::remote::{Backoff, Mode, Remote, failure};
@@ -59,7 +60,12 @@ pub(crate) struct There {
 }
 
 /// Mirrors until the session is over.
-pub(crate) fn run(shared: &Shared, remote: &Remote, there: There, archive: &Mutex<Files>) {
+pub(crate) fn run(
+    shared: &Arc<Shared>,
+    remote: &Arc<Remote>,
+    there: There,
+    archive: &Mutex<Files>,
+) {
     let plan = &shared.plan;
     let mut mirror = Mirror {
         shared,
@@ -73,21 +79,30 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, there: There, archive: &Mute
         delete_again: None,
         configuration: configuration::Kept::default(),
         configuration_at: None,
+        comparing: None,
     };
+    let request = Path::new(&plan.state).join(layout::COMPARE);
     let schedule = crontab::parse_schedule(&plan.comparison_schedule).ok().flatten();
     let zone = crontab::parse_zone(&plan.zone).unwrap_or(Tz::UTC);
     let mut compared_at = Utc::now();
     let mut backoff = Backoff::new();
     while !shared.is_over() {
         if backoff.left().is_zero() {
-            let outcome = mirror.round().map(|()| {
-                let asked = Path::new(&plan.state).join(layout::COMPARE);
-                if asked.exists() || is_due(schedule.as_ref(), zone, compared_at) {
+            let outcome = mirror.round();
+            if outcome.is_ok() {
+                if is_due(schedule.as_ref(), zone, compared_at) {
                     compared_at = Utc::now();
-                    mirror.compare();
-                    let _ = fs::remove_file(asked);
+                    // As if somebody had asked, so that it outlives this session.
+                    let _ = fs::write(&request, "");
                 }
-            });
+                if mirror.comparing.is_none() && request.exists() {
+                    mirror.comparing = Some(mirror.compare(shared, remote));
+                }
+                if let Some(done) = mirror.comparing.take_if(|it| it.thread.is_finished()) {
+                    mirror.conclude(done);
+                    let _ = fs::remove_file(&request);
+                }
+            }
             match outcome {
                 Ok(()) => backoff.worked(),
                 Err(_) => backoff.failed(),
@@ -98,6 +113,10 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, there: There, archive: &Mute
             }
         }
         shared.sleep(PAUSE);
+    }
+    if let Some(comparing) = mirror.comparing {
+        // It ends with the session.
+        let _ = comparing.thread.join();
     }
 }
 
@@ -122,6 +141,32 @@ struct Mirror<'a> {
     delete_again: Option<Instant>,
     configuration: configuration::Kept,
     configuration_at: Option<Instant>,
+    comparing: Option<Comparing>,
+}
+
+/// A comparison that runs beside the mirror: it may take hours, and backups must not wait.
+struct Comparing {
+    thread: JoinHandle<Found>,
+    before: Before,
+}
+
+/// What was on the remote when a comparison began. The rest may have been on its way.
+struct Before {
+    labels: BTreeSet<String>,
+    archive: Files,
+}
+
+impl Before {
+    /// Whether a file of the repository was there.
+    fn knew(&self, stanza: &str, path: &str) -> bool {
+        let below = |kind: &str| path.strip_prefix(&format!("{kind}/{stanza}/")).map(str::to_owned);
+        if let Some(path) = below("archive") {
+            let (directory, name) = path.rsplit_once('/').unwrap_or_default();
+            return self.archive.get(directory).is_some_and(|known| known.contains(name));
+        }
+        below("backup")
+            .is_some_and(|path| self.labels.contains(path.split('/').next().unwrap_or_default()))
+    }
 }
 
 impl Mirror<'_> {
@@ -521,10 +566,26 @@ impl Mirror<'_> {
         Ok(())
     }
 
-    /// Compares everything, has what is missing sent again, and says what it found.
-    fn compare(&mut self) {
+    /// Begins to compare everything.
+    fn compare(&self, shared: &Arc<Shared>, remote: &Arc<Remote>) -> Comparing {
         let unfinished = self.unfinished();
-        let found = compare::run(self.shared, self.remote, &unfinished);
+        let (shared, remote) = (Arc::clone(shared), Arc::clone(remote));
+        Comparing {
+            before: Before {
+                labels: self.there.labels.clone(),
+                archive: self.archive.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            },
+            thread: thread::spawn(move || compare::run(&shared, &remote, &unfinished)),
+        }
+    }
+
+    /// Has what is missing sent again, and says what a comparison found.
+    fn conclude(&mut self, comparing: Comparing) {
+        let Comparing { thread, before } = comparing;
+        let Ok(mut found) = thread.join() else { return };
+        let stanza = self.stanza().to_string();
+        found.missing.retain(|path| before.knew(&stanza, path));
+        found.different.retain(|path| before.knew(&stanza, path));
         let mut comparison = Comparison {
             at: Utc::now(),
             same: found.same,
@@ -551,10 +612,10 @@ impl Mirror<'_> {
                 comparison.repaired.push(path);
             }
         }
-        for path in &comparison.different {
+        for path in &comparison.different.named {
             eprintln!("comparison: \"{path}\" differs between repository and remote");
         }
-        for path in &comparison.repaired {
+        for path in &comparison.repaired.named {
             eprintln!("comparison: \"{path}\" was missing on the remote and is sent again");
         }
         self.shared.change(|state| state.status.comparison = Some(comparison));
@@ -565,7 +626,7 @@ impl Mirror<'_> {
     /// them, so that one that differs is damaged there.
     fn compare_info(&mut self, comparison: &mut Comparison) -> Result<(), Failure> {
         let Some(info) = self.mirrored.take() else { return Ok(()) };
-        let before = comparison.repaired.len();
+        let before = comparison.repaired.count;
         for (directory, content) in [("archive", &info.archive), ("backup", &info.backup)] {
             for suffix in ["", ".copy"] {
                 let path = format!("{directory}/{}/{directory}.info{suffix}", self.stanza());
@@ -576,7 +637,7 @@ impl Mirror<'_> {
                 }
             }
         }
-        if comparison.repaired.len() == before {
+        if comparison.repaired.count == before {
             self.mirrored = Some(info);
         }
         Ok(())
@@ -615,6 +676,8 @@ impl Mirror<'_> {
         let known = label.is_some_and(|label| self.there.complete.remove(label));
         if known {
             self.mirrored = None;
+            // It may be what others are built on.
+            self.shared.change(|state| state.status.backups.clear());
         }
         known
             || label.is_some_and(|label| {

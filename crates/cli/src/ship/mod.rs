@@ -26,7 +26,7 @@ mod tail;
 mod tarball;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufRead};
 use std::os::unix::fs::DirBuilderExt;
@@ -389,13 +389,20 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
         coverage.add(piece, 0);
     }
     let labels = there.info.as_deref().map(repository::labels_in).unwrap_or_default();
+    // A backup of which something is missing there may be what others are built on.
+    let backups_here = shared.repository.join("backup").join(&plan.stanza);
+    let is_whole = labels.iter().all(|label| {
+        there.complete.contains(label)
+            || (there.labels.contains(label)
+                && !repository::has_manifest(&backups_here.join(label)))
+    });
+    let labels = if is_whole { labels } else { BTreeSet::new() };
     shared.read_inventory();
     shared.change(|state| {
         state.coverage = coverage;
         state.replaced = doubtful;
         state.wrong.clear();
-        state.status.backups =
-            labels.into_iter().filter(|label| there.labels.contains(label)).collect();
+        state.status.backups = labels.into_iter().collect();
     });
     Ok((there, files))
 }
