@@ -157,6 +157,8 @@ fn compare_throughput(effort: &Effort, set_up: impl FnOnce(Cluster) -> Cluster) 
             .setting("max_wal_size", "8GB")
             .setting("checkpoint_timeout", "1h")
             .setting("autovacuum", "off")
+            // Nobody runs a server without it that deserves a backup.
+            .setting("fsync", "on")
     };
     let with = set_up(common(Cluster::with_identity("bench-with")))
         .setting("nrt_backup.wal_growth_threshold", "1TB")
@@ -206,7 +208,7 @@ fn compare_throughput(effort: &Effort, set_up: impl FnOnce(Cluster) -> Cluster) 
     let how = format!(
         "median of {} interleaved pairs of {} s, {ratios:.3}; transactions per second {:.0} and \
          {:.0};\n    at most {} and {} segments waited to be archived at a run's end; scale {}, \
-         2 clients, prepared,\n    a checkpoint before each run, fsync off, zst, no backup \
+         2 clients, prepared,\n    a checkpoint before each run, fsync on, zst, no backup \
          running{noise}",
         effort.pairs,
         effort.run,
