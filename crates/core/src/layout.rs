@@ -7,7 +7,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::Failure;
+use crate::lsn::Lsn;
 use crate::machine::Memory;
+use crate::restore::drill::supervisor;
 
 /// The state directory's name within the data directory.
 pub const STATE_DIRECTORY: &str = "nrt_backup";
@@ -31,6 +33,14 @@ pub const LOG: &str = "log";
 pub const JOB_LOG: &str = "job.log";
 /// What shipping printed, within [`LOG`].
 pub const SHIP_LOG: &str = "ship.log";
+/// What the running or last drill printed, within [`LOG`].
+pub const DRILL_LOG: &str = "drill.log";
+/// Drills, a line of JSON each; see [`crate::restore::drill::journal`].
+pub const DRILLS: &str = "drills.jsonl";
+/// Where drills make their scratch place, unless `nrt_backup.drill_directory` says.
+pub const DRILL: &str = "drill";
+/// Put there to have a drill done; gone when it has started.
+pub const DRILL_NOW: &str = "drill-now";
 /// pgBackRest's spool directory.
 pub const SPOOL: &str = "spool";
 /// The present of shipping, a [`crate::offsite::Status`].
@@ -47,6 +57,17 @@ pub const COMPARE: &str = "compare";
 pub const TAKEOVER: &str = "takeover";
 /// The directory of what is about to be sent.
 pub const OUTBOX: &str = "outbox";
+/// Restore points, a line of [`crate::restore::catalog::RestorePoint`] each.
+pub const RESTORE_POINTS: &str = "restore-points.jsonl";
+/// Locked by whoever changes [`RESTORE_POINTS`].
+pub const RESTORE_POINTS_LOCK: &str = "restore-points.lock";
+/// The next transaction id right after a backup had ended, by the backup's label; see
+/// [`crate::restore::catalog::Catalog::next_xids`].
+pub const NEXT_XIDS: &str = "next-xids.json";
+/// There while a restore recovers in private: the worker does nothing before it is gone.
+pub const RECOVERING: &str = "recovering";
+/// What a restore left behind, a [`Restored`].
+pub const RESTORED: &str = "restored.json";
 /// There while a worker runs, and left behind by one that did not end cleanly.
 pub const RUNNING: &str = "running";
 
@@ -60,6 +81,9 @@ pub struct Kept {
     /// Whether shipping is paused. Whether backups are, the machine remembers.
     #[serde(default)]
     pub shipping_paused: bool,
+    /// What is remembered of drills, beside their journal.
+    #[serde(default)]
+    pub drills: supervisor::Memory,
 }
 
 /// How pgBackRest is called.
@@ -99,9 +123,51 @@ pub struct Instance {
     pub directory: u64,
 }
 
+/// Where a data directory came from: `nrt-backup restore` leaves it behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// When the restore had ended.
+    pub at: DateTime<Utc>,
+    /// The backup that it began with.
+    pub backup: String,
+    /// Where that came from: `s3:bucket/main`, or a directory.
+    pub source: String,
+    /// The timeline that the server was on then.
+    pub timeline: u32,
+    /// Where recovery ended.
+    pub lsn: Lsn,
+    /// The last transaction that was replayed, if there was any.
+    pub last_commit: Option<DateTime<Utc>>,
+    /// Whether the original may live on: nothing is archived, and no backup is due.
+    pub is_copy: bool,
+    /// The full backup that was taken since then, by its label. The restore leaves it open.
+    #[serde(default)]
+    pub full_taken: Option<String>,
+}
+
+impl Restored {
+    /// Since when a full backup is due, if one is: the next one on a new timeline should need
+    /// nothing of the old ones.
+    pub fn full_due_since(&self) -> Option<DateTime<Utc>> {
+        (!self.is_copy && self.full_taken.is_none()).then_some(self.at)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_backup_is_due_after_a_restore_once_and_not_for_a_copy() {
+        let text = r#"{"at":"2026-11-22T06:30:00Z","backup":"20261122-010203F","source":"s3:b/main",
+            "timeline":2,"lsn":"0/5000028","last_commit":null,"is_copy":false}"#;
+        let restored: Restored = serde_json::from_str(text).expect("it is read");
+        assert_eq!(restored.full_due_since(), Some(restored.at));
+        let copy = Restored { is_copy: true, ..restored.clone() };
+        assert_eq!(copy.full_due_since(), None);
+        let served = Restored { full_taken: Some("20261122-070000F".to_string()), ..restored };
+        assert_eq!(served.full_due_since(), None);
+    }
 
     #[test]
     fn files_from_before_there_were_pauses_can_be_read() {

@@ -21,5 +21,7 @@ pub mod offsite;
 pub mod options;
 pub mod pgbackrest;
 pub mod recovery;
+pub mod restore;
 pub mod settings;
 pub mod size;
+pub mod words;

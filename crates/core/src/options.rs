@@ -250,7 +250,7 @@ pub static DATABASE: Opt = Opt {
     ..option(
         c"nrt_backup.database",
         c"postgres",
-        c"Database that pgBackRest connects to when it starts and stops a backup.",
+        c"Database that pgBackRest connects to for a backup, and in which a drill's query runs.",
     )
 };
 
@@ -406,8 +406,51 @@ pub static MAX_SHIP_LAG: Opt = Opt {
     )
 };
 
+/// When a restore is tried.
+pub static DRILL_SCHEDULE: Opt = Opt {
+    environment: Some("DRILL_SCHEDULE"),
+    check: schedule,
+    ..option(
+        c"nrt_backup.drill_schedule",
+        c"off",
+        c"When a restore is tried in a scratch place, as a crontab line; \"off\" for never.",
+    )
+};
+
+/// What a drill asks of the restored server.
+pub static DRILL_QUERY: Opt = Opt {
+    environment: Some("DRILL_QUERY"),
+    check: query,
+    ..option(
+        c"nrt_backup.drill_query",
+        c"",
+        c"Query that a drill runs on the restored server; no row, nothing or false fails it.",
+    )
+};
+
+/// Where drills restore to.
+pub static DRILL_DIRECTORY: Opt = Opt {
+    superuser_only: true,
+    check: absolute_path_or_empty,
+    ..option(
+        c"nrt_backup.drill_directory",
+        c"",
+        c"Directory in which drills make their scratch place; empty for nrt_backup/drill in the data directory.",
+    )
+};
+
+/// When the last drill that succeeded is too long ago.
+pub static MAX_DRILL_AGE: Opt = Opt {
+    kind: Kind::Int { min: 0, max: i32::MAX, unit: Unit::Seconds },
+    ..option(
+        c"nrt_backup.max_drill_age",
+        c"3024000",
+        c"Seconds after which the last drill that succeeded is too old for nrt.health; 0 for never.",
+    )
+};
+
 /// Every option, in the order of the documents.
-pub static ALL: [&Opt; 30] = [
+pub static ALL: [&Opt; 34] = [
     &STANZA,
     &RETENTION_DAYS,
     &FULL_SCHEDULE,
@@ -438,6 +481,10 @@ pub static ALL: [&Opt; 30] = [
     &COMPARISON_SCHEDULE,
     &PORTABLE_TAR,
     &MAX_SHIP_LAG,
+    &DRILL_SCHEDULE,
+    &DRILL_QUERY,
+    &DRILL_DIRECTORY,
+    &MAX_DRILL_AGE,
 ];
 
 fn anything(_: &str) -> Result<(), String> {
@@ -543,6 +590,16 @@ fn identifier(name: &str) -> Result<(), String> {
     one_line(name)
 }
 
+/// The query travels on a command line.
+fn query(text: &str) -> Result<(), String> {
+    /// The longest one, in bytes.
+    const LONGEST: usize = 10_000;
+    if text.len() > LONGEST {
+        return Err(format!("It must have no more than {LONGEST} bytes; make it a function."));
+    }
+    Ok(())
+}
+
 fn compress_type(name: &str) -> Result<(), String> {
     match name {
         "zst" | "lz4" | "gz" | "bz2" | "none" => Ok(()),
@@ -593,7 +650,8 @@ mod tests {
 
     #[test]
     fn refuses_what_could_break_out_of_a_configuration_file() {
-        let bad: [(&Opt, &[&str]); 14] = [
+        let long = "select 1 ".repeat(2000);
+        let bad: [(&Opt, &[&str]); 17] = [
             (&STANZA, &["", "a b", "../x", "-x", "a\nb", "a/b"]),
             (&FULL_SCHEDULE, &["0 3 * *", "61 * * * *", "0 0 3 * * *", "daily"]),
             (&WAL_GROWTH_THRESHOLD, &["", "0", "-1MB", "1 parsec", "MB"]),
@@ -608,6 +666,9 @@ mod tests {
             (&NAME, &["a/b", "..", ".", "-x", "a:b", "a\n", " x"]),
             (&BANDWIDTH_LIMIT, &["quick", "1M --config=/x"]),
             (&RCLONE, &["", "bin/rclone"]),
+            (&DRILL_SCHEDULE, &["weekly", "0 3 * *"]),
+            (&DRILL_QUERY, &[&long]),
+            (&DRILL_DIRECTORY, &["drill", "/a\n"]),
         ];
         for (option, values) in bad {
             for value in values {

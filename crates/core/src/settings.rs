@@ -73,6 +73,14 @@ pub struct Settings {
     pub portable_tar: bool,
     /// Seconds of WAL not yet off-site that are too many; 0 for never.
     pub max_ship_lag: i64,
+    /// When a restore is tried.
+    pub drill_schedule: Option<Crontab>,
+    /// What a drill asks of the restored server.
+    pub drill_query: Option<String>,
+    /// Where drills make their scratch place; in the state directory if absent.
+    pub drill_directory: Option<String>,
+    /// Seconds after which the last drill that succeeded is too old; 0 for never.
+    pub max_drill_age: i64,
 }
 
 impl Settings {
@@ -129,6 +137,10 @@ impl Settings {
             comparison_schedule: schedule(&options::COMPARISON_SCHEDULE),
             portable_tar: get(&options::PORTABLE_TAR) == "on",
             max_ship_lag: number(&options::MAX_SHIP_LAG),
+            drill_schedule: schedule(&options::DRILL_SCHEDULE),
+            drill_query: some(checked(&options::DRILL_QUERY)).filter(|it| !it.trim().is_empty()),
+            drill_directory: some(checked(&options::DRILL_DIRECTORY)),
+            max_drill_age: number(&options::MAX_DRILL_AGE),
         }
     }
 
@@ -178,6 +190,8 @@ impl Settings {
             run(&self.incremental_schedule)
         } else if is(&options::DIFFERENTIAL_SCHEDULE) {
             run(&self.differential_schedule)
+        } else if is(&options::DRILL_SCHEDULE) {
+            run(&self.drill_schedule)
         } else if is(&options::TIMEZONE) {
             self.zone.name().to_string()
         } else if is(&options::WAL_GROWTH_THRESHOLD) {
@@ -193,6 +207,7 @@ impl Settings {
             }
         } else if is(&options::MAX_BACKUP_AGE) && self.max_backup_age == 0
             || is(&options::MIN_DISK_FREE) && self.min_disk_free == 0
+            || is(&options::MAX_DRILL_AGE) && self.max_drill_age == 0
         {
             "not checked".to_string()
         } else if is(&options::WAL_MONITOR) && !self.wal_monitor {
@@ -249,7 +264,7 @@ mod tests {
         };
         let crontab = |line| Some(Crontab::parse(line).expect("a crontab line"));
         type Case = (&'static Opt, fn(&mut Settings), &'static str);
-        let cases: [Case; 18] = [
+        let cases: [Case; 20] = [
             (&options::FULL_SCHEDULE, |_| (), "next at 2026-03-29 03:00 UTC"),
             (&options::INCREMENTAL_SCHEDULE, |_| (), "next at 2026-03-29 00:00 UTC"),
             (&options::DIFFERENTIAL_SCHEDULE, |_| (), "never"),
@@ -274,6 +289,8 @@ mod tests {
             (&options::MAX_BACKUP_AGE, |_| (), "as set"),
             (&options::MAX_BACKUP_AGE, |it| it.max_backup_age = 0, "not checked"),
             (&options::MIN_DISK_FREE, |it| it.min_disk_free = 0, "not checked"),
+            (&options::MAX_DRILL_AGE, |it| it.max_drill_age = 0, "not checked"),
+            (&options::DRILL_SCHEDULE, |_| (), "never"),
             (&options::WAL_MONITOR, |_| (), "as set"),
             (&options::WAL_MONITOR, |it| it.wal_monitor = false, "WAL growth starts no backup"),
             (&options::STANZA, |_| (), "as set"),

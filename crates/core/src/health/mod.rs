@@ -2,6 +2,7 @@
 //!
 //! Every check is always there, also when it is well: an operator sees what is watched.
 
+mod drill;
 mod offsite;
 
 pub use offsite::{Process, Shipping, is_off, is_paused};
@@ -11,9 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::inventory::{Disk, Failure};
 use crate::job::Job;
-use crate::layout;
+use crate::layout::{self, Restored};
 use crate::machine::{Readiness, State};
 use crate::recovery::{self, Window};
+use crate::restore::drill::supervisor::Supervisor;
 use crate::settings::Settings;
 use crate::size::format_size;
 
@@ -70,6 +72,8 @@ pub struct Archiving {
     pub by: Archiver,
     /// The newest failure, if nothing was archived since.
     pub failing: Option<FailedPush>,
+    /// What a restore said of this data directory, if it made it as a copy beside the original.
+    pub copy: Option<Restored>,
 }
 
 /// Who archives.
@@ -116,6 +120,8 @@ pub struct Findings<'a> {
     pub unclean_end: Option<DateTime<Utc>>,
     /// How shipping goes.
     pub shipping: Shipping,
+    /// What is known of drills.
+    pub drills: &'a Supervisor,
     /// Why files in the state directory cannot be written, if they cannot.
     pub state_failure: Option<String>,
 }
@@ -133,6 +139,7 @@ pub fn evaluate(findings: &Findings<'_>) -> Vec<Check> {
         offsite::remote(findings),
         offsite::shipping(findings),
         offsite::mirror(findings),
+        drill::drill(findings),
         repository_disk(findings),
         wal_disk(findings),
         database(findings),
@@ -166,6 +173,19 @@ pub fn worker_missing() -> Check {
         "worker",
         "the nrt_backup worker is not running: no backup starts",
         "Look for \"nrt_backup\" in the server's log; the worker is started again by itself.",
+    )
+}
+
+/// The check that an operator sees while the worker waits for a restore to end, which `marker`
+/// tells.
+pub fn recovering(marker: &str) -> Check {
+    critical(
+        "worker",
+        "a restore has not ended: nothing is backed up",
+        &format!(
+            "Wait for nrt-backup restore. If it was broken off, run it again, or remove \"{marker}\" \
+             to keep the server as it is."
+        ),
     )
 }
 
@@ -269,6 +289,19 @@ fn archiving(findings: &Findings<'_>) -> Check {
             name,
             "wal_level is minimal: WAL holds too little to restore a backup with it",
             "Remove wal_level from the configuration, or set it to replica, and restart the server.",
+        );
+    }
+    if let Some(copy) = archiving.copy.as_ref().filter(|_| !archiving.mode_on) {
+        return warning(
+            name,
+            format!(
+                "this is a copy that was restored from {} at {}: it archives nothing and is not \
+                 backed up",
+                copy.source,
+                moment(copy.at)
+            ),
+            "To make it a server of its own: ALTER SYSTEM RESET archive_mode, restart the server, \
+             and run nrt-backup takeover if it is to ship to the original's place.",
         );
     }
     if !archiving.mode_on {
@@ -485,15 +518,18 @@ fn moment(at: DateTime<Utc>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::kind::BackupType;
     use crate::lsn::{Lsn, Segment};
     use crate::machine::Event;
     use crate::machine::tests::world::{End, OTHER, OURS, World, at, failure, unscheduled};
     use crate::pgbackrest::archive::ArchiveRange;
+    use crate::restore::drill::supervisor::Memory;
     use Severity::{Critical, Warning};
 
-    const CHECKS: [&str; 15] = [
+    const CHECKS: [&str; 16] = [
         "worker",
         "pgbackrest",
         "stanza",
@@ -504,12 +540,16 @@ mod tests {
         "remote",
         "shipping",
         "mirror",
+        "drill",
         "repository_disk",
         "wal_disk",
         "database",
         "time_zone",
         "state_directory",
     ];
+
+    static NO_DRILLS: LazyLock<Supervisor> =
+        LazyLock::new(|| Supervisor::new(Memory::default(), Vec::new(), DateTime::UNIX_EPOCH).0);
 
     /// What is found in a world where nothing else is wrong.
     pub(super) fn found(w: &World) -> Findings<'_> {
@@ -522,6 +562,7 @@ mod tests {
             database_exists: true,
             unclean_end: None,
             shipping: Shipping::default(),
+            drills: &NO_DRILLS,
             state_failure: None,
         }
     }
@@ -535,7 +576,9 @@ mod tests {
         assert_eq!(names, CHECKS);
         for check in &checks {
             assert!(!check.message.is_empty(), "{check:#?}");
-            assert_eq!(check.hint.is_empty(), check.severity == Severity::Ok, "{check:#?}");
+            // Nothing is wrong with a server that has never been restored, but it can be tried.
+            let asks = check.severity > Severity::Ok || check.message == drill::UNTRIED;
+            assert_eq!(check.hint.is_empty(), !asks, "{check:#?}");
         }
         let amiss: Vec<_> = checks.iter().filter(|it| it.severity != Severity::Ok).collect();
         let same = amiss.len() == expected.len()
@@ -569,7 +612,7 @@ mod tests {
     fn what_the_worker_finds_by_itself() {
         type Change = fn(&mut Findings<'_>);
         type Case = (Change, &'static [(&'static str, Severity, &'static str)]);
-        let cases: [Case; 13] = [
+        let cases: [Case; 15] = [
             (
                 |it| it.unclean_end = Some(it.now - TimeDelta::seconds(3599)),
                 &[("worker", Warning, "seen at 2026-03-10 11:00:31 UTC")],
@@ -580,6 +623,12 @@ mod tests {
                 &[("archiving", Critical, "wal_level is minimal")],
             ),
             (|it| it.archiving.mode_on = false, &[("archiving", Critical, "archive_mode is off")]),
+            (
+                |it| it.archiving = Archiving { copy: Some(copy()), ..Archiving::default() },
+                &[("archiving", Warning, "restored from s3:b/main at 2026-03-10 11:00:00 UTC")],
+            ),
+            // It was made a server of its own.
+            (|it| it.archiving.copy = Some(copy()), &[]),
             (
                 |it| it.archiving.by = Archiver::Nobody,
                 &[("archiving", Critical, "archive_command is empty")],
@@ -621,6 +670,19 @@ mod tests {
             let mut findings = found(&w);
             change(&mut findings);
             expect(&findings, expected);
+        }
+    }
+
+    fn copy() -> Restored {
+        Restored {
+            at: at("2026-03-10T11:00:00"),
+            backup: "20260310-000001F".to_string(),
+            source: "s3:b/main".to_string(),
+            timeline: 2,
+            lsn: Lsn(0x500_0100),
+            last_commit: None,
+            is_copy: true,
+            full_taken: None,
         }
     }
 
@@ -803,7 +865,7 @@ mod tests {
 
     #[test]
     fn what_is_said_in_place_of_the_checks_is_about_one_of_them_and_says_what_to_do() {
-        for check in [worker_missing(), outdated()] {
+        for check in [worker_missing(), outdated(), recovering("/d/nrt_backup/recovering")] {
             assert!(CHECKS.contains(&&*check.name), "{check:?}");
             assert!(check.severity > Severity::Ok && !check.hint.is_empty(), "{check:?}");
         }

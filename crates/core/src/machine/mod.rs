@@ -54,6 +54,8 @@ pub enum Event {
         unfinished: Vec<Job>,
         /// pgBackRest's labels of all backups in the history.
         labels: BTreeSet<String>,
+        /// Since when a full backup is due, because the data directory was restored.
+        full_due_since: Option<DateTime<Utc>>,
     },
     /// Time passed.
     Tick,
@@ -111,6 +113,8 @@ pub enum Action {
     },
     /// Keep this across restarts of the server.
     Remember(Memory),
+    /// Keep that the full backup which was due after a restore has been taken: its label.
+    FullTaken(String),
 }
 
 /// What a child is started for.
@@ -241,6 +245,8 @@ pub struct State {
     /// After a failure or a cancel, what no schedule starts waits until then.
     hold_until: DateTime<Utc>,
     last_failure: Option<Job>,
+    /// Since when a full backup is due, because the data directory was restored.
+    full_due_since: Option<DateTime<Utc>>,
     shutting_down: bool,
     /// The time at the last step.
     clock: DateTime<Utc>,
@@ -267,6 +273,7 @@ impl State {
             stanza_not_before: now,
             hold_until: now,
             last_failure: None,
+            full_due_since: None,
             shutting_down: false,
             clock: now,
         }
@@ -386,7 +393,10 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn take_in(&mut self, event: Event) {
         match event {
-            Event::Started { unfinished, labels } => self.started(unfinished, labels),
+            Event::Started { unfinished, labels, full_due_since } => {
+                self.state.full_due_since = full_due_since;
+                self.started(unfinished, labels);
+            }
             Event::Tick => {}
             Event::Reloaded => self.reloaded(),
             Event::CheckAsked => self.start_afresh(),
@@ -424,6 +434,7 @@ impl Turn<'_> {
             self.state.next_tick =
                 self.present.now + TimeDelta::seconds(self.settings.wal_monitor_interval);
         }
+        self.request_after_restore();
         self.request_missing_base();
         if tick_due {
             self.watch_growth();
@@ -687,6 +698,7 @@ impl Turn<'_> {
         if self.state.active.is_none() {
             self.record_external();
         }
+        self.find_full_since_restore();
     }
 
     fn succeed(&mut self, mut job: Job) {
@@ -698,6 +710,10 @@ impl Turn<'_> {
             job.message = Some(NO_BASE.to_string());
         }
         self.state.known_labels.extend(job.label.clone());
+        if let Some(label) = job.label.clone().filter(|_| job.kind == BackupType::Full) {
+            // Whatever the clock says: it may have been set back since the restore.
+            self.full_is_taken(label);
+        }
         self.state.last_failure = None;
         self.state.hold_until = self.present.now;
         self.end(job, Status::Succeeded);
@@ -840,15 +856,45 @@ impl Turn<'_> {
         }
     }
 
+    /// A restored server is on a timeline of its own: its next backup is to need nothing of the
+    /// ones before.
+    fn request_after_restore(&mut self) {
+        if self.state.full_due_since.is_some() && self.can_take_by_itself() {
+            self.request(BackupType::Full, Trigger::Startup);
+        }
+    }
+
     fn request_missing_base(&mut self) {
-        if self.state.readiness == Readiness::Ready
+        if !self.state.has_base() && self.can_take_by_itself() {
+            self.request(BackupType::Full, Trigger::MissingBase);
+        }
+    }
+
+    /// Whether a backup can start that nobody asks for.
+    fn can_take_by_itself(&self) -> bool {
+        self.state.readiness == Readiness::Ready
             && !self.state.memory.paused
-            && !self.state.has_base()
             && self.state.look_failure.is_none()
             && self.state.running().is_none()
             && self.state.hold_until <= self.present.now
-        {
-            self.request(BackupType::Full, Trigger::MissingBase);
+    }
+
+    /// Somebody may have taken the full backup by hand, or the worker died right after it.
+    fn find_full_since_restore(&mut self) {
+        let Some(since) = self.state.full_due_since else { return };
+        let Some(inventory) = &self.state.inventory else { return };
+        let taken = inventory.backups_of(self.state.system_id).find(|backup| {
+            // pgBackRest counts whole seconds.
+            backup.kind == BackupType::Full && backup.start_time.timestamp() >= since.timestamp()
+        });
+        if let Some(label) = taken.map(|backup| backup.label.clone()) {
+            self.full_is_taken(label);
+        }
+    }
+
+    fn full_is_taken(&mut self, label: String) {
+        if self.state.full_due_since.take().is_some() {
+            self.actions.push(Action::FullTaken(label));
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::crontab::{Crontab, Tz};
 use crate::kind::BackupType;
 use crate::settings::Settings;
 
@@ -24,6 +25,36 @@ pub struct Served {
     pub until: DateTime<Utc>,
 }
 
+impl Served {
+    /// Whether a run has come since the last call, once, however many were missed. Remembers in
+    /// `served` that it has been told.
+    pub(crate) fn due(
+        served: &mut Option<Served>,
+        crontab: Option<&Crontab>,
+        zone: Tz,
+        now: DateTime<Utc>,
+    ) -> bool {
+        let Some(crontab) = crontab else {
+            *served = None;
+            return false;
+        };
+        let same = |it: &&mut Served| it.line == crontab.text() && it.zone == zone.name();
+        let Some(known) = served.as_mut().filter(same) else {
+            let (line, zone) = (crontab.text().to_string(), zone.name().to_string());
+            *served = Some(Served { line, zone, until: now });
+            return false;
+        };
+        if known.until - now > CLOCK_TOLERANCE {
+            known.until = now;
+        }
+        let due = crontab.next_after(known.until, zone).is_some_and(|run| run <= now);
+        if due {
+            known.until = now;
+        }
+        due
+    }
+}
+
 /// The types of backup whose run has come since the last call, each once, however many runs were
 /// missed.
 pub(super) fn serve(
@@ -33,25 +64,11 @@ pub(super) fn serve(
 ) -> Vec<BackupType> {
     let mut due = Vec::new();
     for kind in BackupType::ALL {
-        let Some(crontab) = settings.schedule(kind) else {
-            served.remove(&kind);
-            continue;
-        };
-        let zone = settings.zone.name();
-        let known = served.get_mut(&kind).filter(|it| it.line == crontab.text() && it.zone == zone);
-        let Some(known) = known else {
-            let fresh =
-                Served { line: crontab.text().to_string(), zone: zone.to_string(), until: now };
-            served.insert(kind, fresh);
-            continue;
-        };
-        if known.until - now > CLOCK_TOLERANCE {
-            known.until = now;
-        }
-        if crontab.next_after(known.until, settings.zone).is_some_and(|run| run <= now) {
-            known.until = now;
+        let mut known = served.remove(&kind);
+        if Served::due(&mut known, settings.schedule(kind), settings.zone, now) {
             due.push(kind);
         }
+        served.extend(known.map(|known| (kind, known)));
     }
     due
 }

@@ -64,6 +64,10 @@ pub struct Plan {
     pub interval: u32,
 }
 
+/// The remote's list of restore points: a JSON array of
+/// [`RestorePoint`](crate::restore::catalog::RestorePoint) at the top of the cluster's directory.
+pub const RESTORE_POINTS: &str = "restore-points.json";
+
 /// Seconds between two signs of life on the remote.
 pub const HEARTBEAT: u32 = 15;
 

@@ -27,6 +27,10 @@ pub struct Owner {
     /// It has taken over from another instance, whose tail still has to be set aside.
     #[serde(default)]
     pub unsettled: bool,
+    /// Whatever was committed before this is on the remote, by the clock of the instance. A restore
+    /// to an idle hour needs to know that nothing is missing there.
+    #[serde(default)]
+    pub complete_until: Option<DateTime<Utc>>,
 }
 
 /// What an instance may do.
@@ -84,6 +88,7 @@ mod tests {
             timeline: 1,
             heartbeat: DateTime::UNIX_EPOCH,
             unsettled: false,
+            complete_until: None,
         };
         let judge = |found: Option<&Owner>, seconds, taking_over| {
             judge(found, 7, "me", Duration::from_secs(seconds), beat, taking_over)

@@ -101,7 +101,7 @@ fn without_code(text: &str) -> &str {
 ///
 /// A warning about the configuration stands before it, whatever the log levels say: from 2.55 on
 /// on standard output, because the configuration that sets the levels is still being read.
-pub(super) fn json_of(output: &str) -> &str {
+pub fn json_of(output: &str) -> &str {
     let begins = |line: &&str| line.starts_with(['[', '{']);
     let before = output.split_inclusive('\n').take_while(|line| !begins(line));
     &output[before.map(str::len).sum()..]

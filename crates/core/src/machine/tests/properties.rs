@@ -26,6 +26,7 @@ enum Happening {
     /// The children end, one way or the other, before the worker does.
     Restart(End),
     HistoryLost,
+    Restored,
     /// Somebody runs pgBackRest by hand.
     External(BackupType),
     Expired,
@@ -77,6 +78,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0..100_000i64).prop_map(Crash),
         1 => end().prop_map(Restart),
         1 => Just(HistoryLost),
+        1 => Just(Restored),
         1 => kind().prop_map(External),
         1 => Just(Expired),
         1 => Just(StanzaDeleted),
@@ -119,6 +121,7 @@ fn happens(w: &mut World, what: Happening) {
             w.lose_history();
             w.crash(TimeDelta::seconds(10));
         }
+        Happening::Restored => w.restore(),
         Happening::External(kind) => drop(w.reality.add(kind, None, w.now)),
         Happening::Expired => w.reality.backups.clear(),
         Happening::StanzaDeleted => {
@@ -150,7 +153,8 @@ proptest! {
         w.step(Event::PauseAsked(false));
         let healed = w.now;
         let has_base = |w: &World| w.state().inventory().is_some_and(|it| it.has_base(OURS));
-        while w.is_looking() || w.is_running() || w.state().waiting().is_some() || !has_base(&w) {
+        let is_due = |w: &World| w.full_due_since.is_some() || !has_base(w);
+        while w.is_looking() || w.is_running() || w.state().waiting().is_some() || is_due(&w) {
             w.settle_once();
             // The longest hold, and the look after it.
             prop_assert!(w.now <= healed + TimeDelta::minutes(17), "waits for {:?}", w.state().waiting());

@@ -1162,11 +1162,132 @@ fn numbers_are_never_used_again() {
     let job = Job::new(50, Incr, Trigger::Manual, w.now);
     let (state, _) = step(
         State::new(OURS, Memory::default(), w.now),
-        Event::Started { unfinished: vec![job], labels: BTreeSet::new() },
+        Event::Started { unfinished: vec![job], labels: BTreeSet::new(), full_due_since: None },
         Present { now: w.now, growth: None },
         &w.settings,
     );
     assert_eq!(state.memory.next_job, 51);
+}
+
+// After a restore.
+
+#[test]
+fn a_restored_server_takes_one_full_backup_however_often_it_starts() {
+    // The repository is still there; it is lost, too; not even a stanza is left.
+    for (stanza, backups, job) in [(true, 2, 3), (true, 0, 1), (false, 0, 1)] {
+        let mut w = World::protected();
+        w.reality.add(Incr, None, w.now);
+        w.reality.backups.truncate(backups);
+        w.reality.stanza = stanza;
+        w.now += HOUR;
+        w.told();
+        w.restore();
+        assert_eq!(w.told(), [""; 0], "nothing happens before the look");
+        w.settle();
+        w.pass(HOUR);
+        let told = w.told();
+        let full = ["waiting", "running"].map(|word| format!("{job} full startup {word}"));
+        let taken = [format!("start {job} full"), format!("{job} full startup succeeded")];
+        assert_eq!(told[told.len() - 4..], [full, taken].concat(), "{told:?}");
+        assert_eq!(w.full_due_since, None, "it is remembered");
+        assert_eq!(w.reality.backups.len(), backups + 1);
+        w.crash(minutes(1));
+        w.pass(HOUR);
+        w.shut_down();
+        w.crash(minutes(1));
+        w.pass(HOUR);
+        assert_eq!(w.told(), [""; 0], "and not taken again");
+    }
+}
+
+#[test]
+fn the_full_backup_after_a_restore_comes_as_soon_as_it_can() {
+    type Change = fn(&mut World);
+    let cases: [(Change, Change); 4] = [
+        (|w| w.reality.owner = OTHER, |w| w.reality.owner = OURS),
+        (|w| w.reality.unreadable = Some(failure("not mounted")), |w| w.reality.unreadable = None),
+        (|w| w.memory_paused(true), |w| w.step(Event::PauseAsked(false))),
+        (|w| w.reality.pgbackrest = Some(failure("none")), |w| w.reality.pgbackrest = None),
+    ];
+    for (prevents, mends) in cases {
+        let mut w = World::protected();
+        w.now += HOUR;
+        w.lose_history();
+        w.full_due_since = Some(w.now);
+        prevents(&mut w);
+        w.crash(seconds(10));
+        w.told();
+        w.pass(HOUR);
+        assert!(!w.told().iter().any(|it| it.starts_with("start")), "nothing can run");
+        assert!(w.full_due_since.is_some());
+        mends(&mut w);
+        w.pass(minutes(2));
+        w.settle();
+        assert_eq!(w.full_due_since, None);
+        assert!(w.told().iter().any(|it| it.ends_with("full startup succeeded")));
+    }
+}
+
+#[test]
+fn a_full_backup_that_fails_after_a_restore_is_taken_later() {
+    for end in [End::Passing, End::Lasting, End::Killed] {
+        let mut w = World::protected();
+        w.now += HOUR;
+        w.restore();
+        w.end_look();
+        w.end_job(end);
+        assert!(w.full_due_since.is_some());
+        // And though the server is started again meanwhile.
+        w.crash(seconds(5));
+        w.pass(minutes(20));
+        w.settle();
+        assert_eq!(w.full_due_since, None, "{end:?}");
+        let taken = w.jobs.values().filter(|it| it.status == Succeeded && it.kind == Full);
+        let triggers: Vec<Trigger> = taken.map(|it| it.trigger).collect();
+        assert_eq!(triggers, [Trigger::MissingBase, Trigger::Startup], "{end:?}");
+    }
+}
+
+#[test]
+fn a_full_backup_since_the_restore_is_one_whoever_took_it() {
+    // By hand, before the worker had looked.
+    let mut w = World::protected();
+    w.now += HOUR;
+    w.full_due_since = Some(w.now);
+    w.now += seconds(5);
+    w.reality.add(Full, None, w.now);
+    w.crash(seconds(5));
+    w.settle();
+    w.pass(HOUR);
+    assert_eq!(w.full_due_since, None);
+    assert_eq!(w.reality.backups.len(), 2);
+    // The worker died when it had been taken.
+    let mut w = World::protected();
+    w.now += HOUR;
+    w.restore();
+    w.end_look();
+    assert!(w.is_running());
+    w.now += seconds(5);
+    w.reality.add(Full, Some(Trigger::Startup), w.now);
+    w.crash(seconds(5));
+    w.end_look();
+    assert_eq!(w.full_due_since, None);
+    // The clock was set back, and no backup looks as if it had been taken after the restore.
+    let mut w = World::protected();
+    w.full_due_since = Some(w.now + HOUR);
+    w.crash(seconds(5));
+    w.settle();
+    w.pass(minutes(30));
+    assert_eq!(w.full_due_since, None);
+    assert_eq!(w.reality.backups.len(), 2);
+    // An incremental one is none.
+    let mut w = World::protected();
+    w.now += HOUR;
+    w.restore();
+    w.request(Incr);
+    w.settle();
+    assert_eq!(w.statuses(), [Succeeded; 3]);
+    assert_eq!(w.row(3).trigger, Trigger::Startup);
 }
 
 // The clock.

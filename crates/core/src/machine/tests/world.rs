@@ -206,6 +206,8 @@ pub(crate) struct World {
     next_ticket: usize,
     highest_id: u64,
     told: Vec<String>,
+    /// Since when a full backup is due after a restore, as the marker says.
+    pub(crate) full_due_since: Option<DateTime<Utc>>,
 }
 
 impl World {
@@ -239,6 +241,7 @@ impl World {
             next_ticket: 0,
             highest_id: 0,
             told: Vec::new(),
+            full_due_since: None,
         };
         world.start();
         world
@@ -294,7 +297,8 @@ impl World {
         self.state = Some(State::new(OURS, self.memory.clone(), self.now));
         let unfinished = self.jobs.values().filter(|job| !job.status.is_final()).cloned().collect();
         let labels = self.jobs.values().filter_map(|job| job.label.clone()).collect();
-        self.step(Event::Started { unfinished, labels });
+        let full_due_since = self.full_due_since;
+        self.step(Event::Started { unfinished, labels, full_due_since });
     }
 
     /// The worker dies with its children, and is started again after `pause`.
@@ -302,6 +306,19 @@ impl World {
         (self.job, self.look) = (None, None);
         self.now += pause;
         self.start();
+    }
+
+    /// The server is restored from a backup: nothing of the state directory comes back, and the
+    /// worker finds the restore's marker.
+    pub(crate) fn restore(&mut self) {
+        self.lose_history();
+        self.full_due_since = Some(self.now);
+        self.crash(TimeDelta::seconds(10));
+    }
+
+    /// What the worker that starts next remembers of a pause.
+    pub(crate) fn memory_paused(&mut self, paused: bool) {
+        self.memory.paused = paused;
     }
 
     /// The files of the state directory are lost.
@@ -458,6 +475,10 @@ impl World {
                 self.answers.insert(ticket, job);
             }
             Action::Remember(memory) => self.memory = memory,
+            Action::FullTaken(label) => {
+                assert!(label.ends_with('F'), "{label}");
+                assert!(self.full_due_since.take().is_some(), "{label} is told once");
+            }
         }
     }
 
