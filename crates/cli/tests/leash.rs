@@ -85,6 +85,7 @@ fn shell(script: &str) -> Spec {
         patience: 2 * LONG,
         time_limit: None,
         input: false,
+        answer: false,
     }
 }
 
@@ -531,6 +532,28 @@ fn any_amount_of_output_in_little_memory() {
     let left_out = 110_000_008 - 1024 * 1024 - expected.len();
     let rest = format!("\n... {left_out} bytes left out ...\n{expected}");
     assert!(logged[1024 * 1024..] == *rest.as_bytes(), "the end of the log");
+}
+
+#[test]
+fn an_answer_comes_apart_from_what_else_is_written() {
+    for (script, exit, answer, output) in [
+        ("echo out; echo err >&2; echo out", 0, Some("out\nout\n"), "err\n"),
+        ("echo err >&2; exit 1", 1, Some(""), "err\n"),
+        ("printf 'sch\\366n\\0'; exit 1", 1, Some("sch\u{fffd}n\u{fffd}"), ""),
+        ("exec >&-; echo err >&2", 0, Some(""), "err\n"),
+        // Half an answer is none.
+        ("head -c 300000 /dev/zero", 0, None, "the answer has more than 262144 bytes\n"),
+    ] {
+        let report = run(&Spec { answer: true, ..shell(script) });
+        assert_eq!(report.exit, Some(exit), "{script}");
+        assert_eq!((report.answer.as_deref(), &*report.output), (answer, output), "{script}");
+    }
+    // The longest one, beside as much of the rest.
+    let script = "head -c 262144 /dev/zero | tr '\\0' 1; head -c 1000000 /dev/zero >&2";
+    let report = run(&Spec { answer: true, ..shell(script) });
+    assert_eq!(report.answer.map(|answer| answer.len()), Some(262_144));
+    assert!(report.truncated);
+    assert_eq!(run(&shell("echo out")).answer, None);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::leash::LONGEST_ANSWER;
 use crate::sealed::seal;
 use crate::tail::{TAIL, Tail};
 
@@ -27,8 +28,8 @@ const DROP_PATIENCE: Duration = Duration::from_secs(3);
 /// What a pipe takes as a whole or not at all, on every system.
 const PIPE_BUF: usize = 4096;
 
-/// More than the longest report: a tail in which every byte needs six as JSON.
-const LONGEST_REPORT: u64 = 8 * TAIL as u64;
+/// More than the longest report: a tail and an answer in which every byte needs six as JSON.
+const LONGEST_REPORT: u64 = 8 * (TAIL + LONGEST_ANSWER) as u64;
 
 /// A program and the circumstances in which it runs.
 #[derive(Debug, Clone)]
@@ -50,6 +51,8 @@ pub struct Spec {
     pub time_limit: Option<Duration>,
     /// Whether its standard input is what [`Leashed::tell`] writes; else it is empty.
     pub input: bool,
+    /// Whether its standard output comes back as [`Report::answer`], apart from the rest.
+    pub answer: bool,
 }
 
 /// How a program ended.
@@ -68,6 +71,10 @@ pub struct Report {
     pub output: String,
     /// Whether it wrote more than that.
     pub truncated: bool,
+    /// All of its standard output, where that was asked for, with the same replacements. Not there
+    /// if it was longer than 256 kB, which `output` says then.
+    #[serde(default)]
+    pub answer: Option<String>,
     /// How long it ran, until the last process below it was gone.
     pub elapsed_ms: u64,
     /// Whether it was stopped because its time was over.
@@ -128,6 +135,9 @@ impl Leashed {
         } else {
             (Stdio::null(), None)
         };
+        if spec.answer {
+            command.arg("--answer");
+        }
         command.arg("--").arg(&spec.program).args(&spec.args);
         command.env_clear().envs(spec.env.iter().map(|(name, value)| (name, value)));
         command.stdin(stdin).stdout(words.try_clone()?).stderr(words.try_clone()?);
@@ -357,7 +367,11 @@ mod tests {
 
     #[test]
     fn the_longest_report_fits() {
-        let report = Report { output: "\u{1}".repeat(TAIL), ..Report::default() };
+        let report = Report {
+            output: "\u{1}".repeat(TAIL),
+            answer: Some("\u{1}".repeat(LONGEST_ANSWER)),
+            ..Report::default()
+        };
         let line = serde_json::to_string(&report).expect("a report is JSON");
         assert!((line.len() as u64) < LONGEST_REPORT);
     }

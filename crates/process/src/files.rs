@@ -1,9 +1,13 @@
 //! Writes files so that a crash leaves the old one or the new one, never a part.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tempfile::NamedTempFile;
 
 /// Replaces the file at `path` by `content`, readable and writable by its owner only.
 ///
@@ -13,12 +17,8 @@ use std::path::Path;
 ///
 /// What the file system says; the old file is as it was then.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(directory)?;
-    file.write_all(content)?;
+    let directory = directory_of(path)?;
+    let file = new_file(directory, content)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(directory)?.sync_all()
@@ -33,19 +33,121 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
 ///
 /// What the file system says; the old file is as it was then.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let file = new_file(directory_of(path)?, content)?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Appends lines to the file at `path`, made readable and writable by its owner only. What a crash
+/// left of a line before is ended first.
+///
+/// It is on disk when this returns.
+///
+/// # Errors
+///
+/// What the file system says; a part of it may have been written.
+pub fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.create(true).read(true).append(true).mode(0o600).open(path)?;
+    let mut last = [b'\n'];
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    if last == [b'\n'] {
+        file.write_all(lines)?;
+    } else {
+        file.write_all(&[b"\n", lines].concat())?;
+    }
+    file.sync_all()
+}
+
+/// The end of the file at `path`, at most `longest` bytes; nothing if it is not there.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn read_end(path: &Path, longest: u64) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(longest)))?;
+    let mut text = Vec::new();
+    file.take(longest).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Takes the lock on the file at `path`, which is made if it is not there, until the answer is
+/// dropped; nothing if somebody else has it now.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).append(true).mode(0o600).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn directory_of(path: &Path) -> io::Result<&Path> {
+    path.parent().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// A file with this content that nobody finds yet.
+fn new_file(directory: &Path, content: &[u8]) -> io::Result<NamedTempFile> {
     let mut file = tempfile::Builder::new()
         .prefix(".new-")
         .permissions(fs::Permissions::from_mode(0o600))
         .tempfile_in(directory)?;
     file.write_all(content)?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    Ok(file)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn appends_whole_lines_and_reads_the_end() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        assert_eq!(read_end(&path, 10).expect("nothing is there"), b"");
+        append(&path, b"one\n").expect("written");
+        append(&path, b"two\nto").expect("written");
+        append(&path, b"three\n").expect("written");
+        assert_eq!(fs::read(&path).expect("a file"), b"one\ntwo\nto\nthree\n");
+        assert_eq!(read_end(&path, 100).expect("read"), b"one\ntwo\nto\nthree\n");
+        assert_eq!(read_end(&path, 8).expect("read"), b"o\nthree\n");
+        let mode = fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let none = directory.path().join("none/file");
+        assert!(append(&none, b"").is_err() && read_end(directory.path(), 1).is_err());
+    }
+
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
+    #[test]
+    fn a_lock_is_held_by_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("lock");
+        let mine = try_lock(&path).expect("a lock").expect("it is free");
+        assert!(try_lock(&path).expect("a lock").is_none());
+        drop(mine);
+        // A process that another test starts right now has it, too, until it runs its program.
+        let free = || try_lock(&path).expect("a lock").is_some();
+        assert!((0..1000).any(|_| free() || {
+            std::thread::sleep(PAUSE);
+            false
+        }));
+        assert!(try_lock(&directory.path().join("none/lock")).is_err());
+    }
 
     #[test]
     fn replaces_a_file_or_leaves_it() {

@@ -50,6 +50,9 @@ const TERMINATE_PASSES: u32 = 10;
 /// More than a pipe can hold: what is read at most after the last process is gone.
 const REST: usize = 2 * 1024 * 1024;
 
+/// The longest answer of a program that is kept.
+pub(crate) const LONGEST_ANSWER: usize = 256 * 1024;
+
 /// What to run, and for how long.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -67,6 +70,8 @@ pub struct Options {
     pub time_limit: Option<Duration>,
     /// Whether the leash's standard input is the program's; else the program has an empty one.
     pub input: bool,
+    /// Whether the program's standard output is kept apart, as its answer.
+    pub answer: bool,
     /// The process that started the leash. Nothing is run when that is not the leash's parent
     /// any more.
     pub parent: Option<u32>,
@@ -169,10 +174,19 @@ enum Phase {
     Killing { until: Instant },
 }
 
+/// A program's standard output.
+struct Answer {
+    pipe: Option<PipeReader>,
+    /// One byte more than the longest answer at most, which tells that it is too long.
+    bytes: Vec<u8>,
+}
+
 struct Leash {
     signals: Signals,
     /// What the program writes, until nobody can write any more.
     pipe: Option<PipeReader>,
+    /// What it writes to its standard output, where that is kept apart.
+    answer: Option<Answer>,
     program: Pid,
     /// How the program ended.
     status: Option<WaitStatus>,
@@ -201,13 +215,21 @@ impl Leash {
         command.args(&options.args).stdin(input);
         // One pipe for both keeps the order; pgBackRest's errors go to the one or the other
         // depending on its version.
-        command.stdout(writer.try_clone()?).stderr(writer);
+        let answer = if options.answer {
+            let (pipe, answer_writer) = output_pipe()?;
+            command.stdout(answer_writer).stderr(writer);
+            Some(Answer { pipe: Some(pipe), bytes: Vec::new() })
+        } else {
+            command.stdout(writer.try_clone()?).stderr(writer);
+            None
+        };
         tether(&mut command);
         let child =
             command.spawn().map_err(|error| Failure::Program(options.program.clone(), error))?;
         Ok(Leash {
             signals,
             pipe: Some(pipe),
+            answer,
             program: pid_of(&child),
             status: None,
             phase: Phase::Running {
@@ -277,7 +299,7 @@ impl Leash {
         }
     }
 
-    fn report(&self, output: &mut Output) -> Report {
+    fn report(self, output: &mut Output) -> Report {
         if let Phase::Killing { .. } = self.phase {
             for left in descendants(getpid()) {
                 let words =
@@ -290,8 +312,15 @@ impl Leash {
             // It was killed, and will end of that when it can.
             None => (None, Some(Signal::KILL.as_raw())),
         };
+        let answer = self.answer.map(|answer| answer.bytes);
+        if answer.as_ref().is_some_and(|answer| answer.len() > LONGEST_ANSWER) {
+            output.push(format!("the answer has more than {LONGEST_ANSWER} bytes\n").as_bytes());
+        }
+        let answer = answer.filter(|answer| answer.len() <= LONGEST_ANSWER);
+        let answer =
+            answer.map(|answer| String::from_utf8_lossy(&answer).replace('\0', "\u{fffd}"));
         let (timed_out, stopped) = (self.timed_out, self.stopped);
-        Report { exit, signal, timed_out, stopped, ..Report::default() }
+        Report { exit, signal, answer, timed_out, stopped, ..Report::default() }
     }
 
     /// Reaps all that ended, and tells whether any process is left.
@@ -317,29 +346,53 @@ impl Leash {
             Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok()
         });
         let mut watched = vec![PollFd::new(&self.signals.wake, PollFlags::IN)];
+        let answer = self.answer.iter().filter_map(|answer| answer.pipe.as_ref());
         watched.extend(
-            self.pipe.iter().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)),
+            self.pipe
+                .iter()
+                .chain(answer)
+                .map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)),
         );
         // Interrupted is as good as woken.
         let _ = poll(&mut watched, timeout.as_ref());
-        if watched.get(1).is_some_and(|pipe| !pipe.revents().is_empty()) {
+        if watched.iter().skip(1).any(|pipe| !pipe.revents().is_empty()) {
             self.read(buffer, output);
         }
     }
 
-    /// Takes one piece of output: its length, or nothing when there is none now.
+    /// Takes one piece of output from each pipe: their length, or nothing when there is none now.
     fn read(&mut self, buffer: &mut [u8], output: &mut Output) -> Option<usize> {
-        match self.pipe.as_mut()?.read(buffer) {
-            Ok(count @ 1..) => {
-                output.push(&buffer[..count]);
-                return Some(count);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(0) | Err(_) => self.pipe = None,
+        let answered = self.answer.as_mut().and_then(|answer| {
+            let bytes = &mut answer.bytes;
+            take(&mut answer.pipe, buffer, |piece| {
+                let room = (LONGEST_ANSWER + 1).saturating_sub(bytes.len());
+                bytes.extend_from_slice(&piece[..piece.len().min(room)]);
+            })
+        });
+        let written = take(&mut self.pipe, buffer, |piece| output.push(piece));
+        match (answered, written) {
+            (None, None) => None,
+            (answered, written) => Some(answered.unwrap_or(0) + written.unwrap_or(0)),
         }
-        None
     }
+}
+
+/// Takes one piece from a pipe: its length, or nothing when there is none now.
+fn take(
+    pipe: &mut Option<PipeReader>,
+    buffer: &mut [u8],
+    mut keep: impl FnMut(&[u8]),
+) -> Option<usize> {
+    match pipe.as_mut()?.read(buffer) {
+        Ok(count @ 1..) => {
+            keep(&buffer[..count]);
+            return Some(count);
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        Ok(0) | Err(_) => *pipe = None,
+    }
+    None
 }
 
 /// Makes the calling process one that ends with its parent and that nothing below it escapes.

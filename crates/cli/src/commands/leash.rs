@@ -18,8 +18,8 @@ use nrt_process::leash::{self, Options};
 /// kill at once.
 ///
 /// Then it writes one line of JSON to standard output (exit, signal, output, truncated,
-/// elapsed_ms, timed_out, stopped) and exits with the code of the program: 128 + N when signal N
-/// ended it, 127 when it is not there, 126 when it cannot be run.
+/// answer, elapsed_ms, timed_out, stopped) and exits with the code of the program: 128 + N when
+/// signal N ended it, 127 when it is not there, 126 when it cannot be run.
 #[derive(Debug, Args)]
 #[command(hide = true)]
 pub(crate) struct Arguments {
@@ -41,6 +41,9 @@ pub(crate) struct Arguments {
     /// Let the program read the leash's standard input.
     #[arg(long)]
     input: bool,
+    /// Report what the program writes to its standard output apart from the rest.
+    #[arg(long)]
+    answer: bool,
     /// The program to run.
     #[arg(value_name = "PROGRAM", required = true, last = true)]
     program: Vec<OsString>,
@@ -56,6 +59,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         patience: Duration::from_millis(arguments.patience),
         time_limit: arguments.time_limit.map(Duration::from_millis),
         input: arguments.input,
+        answer: arguments.answer,
         parent: arguments.parent,
     });
     if let Ok(mut line) = serde_json::to_vec(&report) {
