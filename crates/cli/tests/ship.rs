@@ -13,6 +13,8 @@ use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
 use nrt_core::offsite::{Phase, Plan, Position, Status};
+use nrt_core::restore::catalog::RestorePoint;
+use nrt_core::restore::points;
 use tempfile::TempDir;
 
 const NRT_BACKUP: &str = env!("CARGO_BIN_EXE_nrt-backup");
@@ -370,6 +372,62 @@ fn a_scheduled_comparison_sends_again_what_is_missing() {
 }
 
 #[test]
+fn restore_points_go_aside_with_what_they_name_and_the_others_stay() {
+    let point = |name: &str, number: u64| RestorePoint {
+        name: name.to_string(),
+        timeline: 1,
+        lsn: Lsn(number),
+        at: chrono::DateTime::from_timestamp(0, 0).expect("a time"),
+    };
+    let json = |points: &[RestorePoint]| serde_json::to_vec(points).expect("JSON");
+    let (old, new) = (point("old", 1), point("new", 2));
+    for is_set_aside in [true, false] {
+        let world = World::new();
+        world.write("remote/backups/main/restore-points.json", &json(std::slice::from_ref(&old)));
+        let here = "state/restore-points.jsonl";
+        world.write(here, &points::line(&new).expect("JSON"));
+        if is_set_aside {
+            world.write("state/takeover", b"set-aside");
+        }
+        let mut ship = world.ship();
+        ship.tell(at(1));
+        let there = || fs::read(world.there().join("restore-points.json")).unwrap_or_default();
+        let expected =
+            if is_set_aside { vec![new.clone()] } else { vec![old.clone(), new.clone()] };
+        until("the points are there", || there() == json(&expected));
+        let mut known = points::parse(&fs::read(world.path(here)).expect("it is there"));
+        known.sort_by_key(|point| point.lsn);
+        assert_eq!(known, expected);
+        let aside = files(&world.there().join("set-aside"));
+        let aside: Vec<_> = aside
+            .iter()
+            .filter(|(path, _)| path.ends_with("/restore-points.json"))
+            .map(|(_, content)| content.clone())
+            .collect();
+        let gone = if is_set_aside { vec![json(std::slice::from_ref(&old))] } else { Vec::new() };
+        assert_eq!(aside, gone);
+    }
+}
+
+#[test]
+fn a_list_that_is_cut_off_is_written_anew() {
+    let world = World::new();
+    world.write("remote/backups/main/restore-points.json", b"[{\"name\":\"hal");
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    until("it ships", || world.status().phase == Phase::Shipping);
+    let point = RestorePoint {
+        name: "here".to_string(),
+        timeline: 1,
+        lsn: Lsn(1),
+        at: chrono::DateTime::from_timestamp(0, 0).expect("a time"),
+    };
+    world.write("state/restore-points.jsonl", &points::line(&point).expect("JSON"));
+    let there = || fs::read(world.there().join("restore-points.json")).unwrap_or_default();
+    until("it is whole", || there() == serde_json::to_vec(&[&point]).expect("JSON"));
+}
+
+#[test]
 fn half_a_piece_counts_for_nothing() {
     let world = World::new();
     let mut ship = world.ship();
@@ -402,6 +460,7 @@ fn what_belongs_to_another_cluster_is_never_touched() {
         timeline: 1,
         heartbeat: chrono::DateTime::UNIX_EPOCH,
         unsettled: false,
+        complete_until: None,
     };
     let text = serde_json::to_vec(&owner).expect("an owner is JSON");
     world.write(&format!("remote/backups/main/{}", owner::FILE), &text);

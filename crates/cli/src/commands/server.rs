@@ -17,6 +17,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// The server with this data directory.
+    pub(crate) fn at(data: PathBuf) -> Server {
+        Server { data }
+    }
+
     /// nrt_backup's directory in the data directory.
     ///
     /// # Errors
@@ -43,9 +48,26 @@ impl Server {
 
     /// Whether the server runs.
     pub(crate) fn is_running(&self) -> bool {
+        self.postmaster().is_some()
+    }
+
+    fn postmaster(&self) -> Option<i32> {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
-        let process = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok());
-        process.is_some_and(|process| Path::new(&format!("/proc/{process}")).exists())
+        let process = text.lines().next().and_then(|line| line.trim().parse().ok());
+        process.filter(|process| Path::new(&format!("/proc/{process}")).exists())
+    }
+
+    /// The processes of the server but its first.
+    pub(crate) fn children(&self) -> Vec<i32> {
+        let Some(postmaster) = self.postmaster() else { return Vec::new() };
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let is_child = |process: &i32| {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+            parent.is_some_and(|parent| parent.trim() == postmaster.to_string())
+        };
+        let processes = entries.filter_map(|it| it.ok()?.file_name().to_str()?.parse().ok());
+        processes.filter(is_child).collect()
     }
 }
 
@@ -63,6 +85,13 @@ pub(crate) fn must_ship(state: &Path) -> anyhow::Result<()> {
         Some(check) => bail!("{}\nHINT: {}", check.message, check.hint),
         None => Ok(()),
     }
+}
+
+/// Whether it is known if the server ships.
+pub(crate) fn has_told(state: &Path) -> bool {
+    let health: Vec<Check> = read(state, layout::HEALTH).unwrap_or_default();
+    state.join(layout::SHIP).exists()
+        || health.iter().any(|check| check.name == "remote" && health::is_off(check))
 }
 
 /// Reads a JSON file of the state directory; `None` if it is not there or holds something else.

@@ -13,6 +13,8 @@ use super::server::{self, Server};
 use crate::ship::SET_ASIDE;
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a server may take that was just started.
+const SETTLED: Duration = Duration::from_secs(10);
 /// How long it may take: the remote is asked a few times.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -50,6 +52,11 @@ fn take(arguments: &Arguments) -> anyhow::Result<String> {
         bail!("the server does not run\nHINT: Start it first; it takes nothing over by itself.");
     }
     let status = || server::read::<Status>(&state, layout::SHIP);
+    // A server that was just started tells in a moment where it ships to.
+    let begin = Instant::now();
+    while begin.elapsed() < SETTLED && !server::has_told(&state) {
+        thread::sleep(PAUSE);
+    }
     server::must_ship(&state)?;
     let request = state.join(layout::TAKEOVER);
     let text = if arguments.set_aside { SET_ASIDE } else { "" };

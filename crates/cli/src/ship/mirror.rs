@@ -22,16 +22,19 @@ use nrt_core::offsite::Comparison;
 use nrt_core::pgbackrest::command::TRIGGER_ANNOTATION;
 use nrt_core::pgbackrest::info::Backup;
 use nrt_core::pgbackrest::names::valid_label;
+use nrt_core::restore::points;
 use nrt_process::files::write_atomically;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::archive::{Files, newest_id, segment_of};
+use super::bring_back;
 use super::compare::{self, Found};
 use super::configuration;
 use super::owner::still_ours;
 use super::remote::{Backoff, Mode, Remote, failure};
 use super::repository::{self, Info, Stamp, finished, has_held, has_manifest, labels_in, names};
+use super::restore_points;
 use super::state::Shared;
 use super::tarball;
 
@@ -76,6 +79,8 @@ pub(crate) fn run(
         seen: None,
         deletions_due: true,
         described: None,
+        next_xids: BTreeMap::new(),
+        restore_points: restore_points::Kept::default(),
         delete_again: None,
         configuration: configuration::Kept::default(),
         configuration_at: None,
@@ -136,8 +141,11 @@ struct Mirror<'a> {
     seen: Option<[Stamp; 2]>,
     /// Something may have been expired since the last look.
     deletions_due: bool,
-    /// When the inventory was changed by which the descriptions were written last.
-    described: Option<SystemTime>,
+    /// When the files were changed by which the descriptions were written last.
+    described: Option<[Option<SystemTime>; 2]>,
+    /// The next transaction ids after backups that only the remote knows.
+    next_xids: BTreeMap<String, u64>,
+    restore_points: restore_points::Kept,
     delete_again: Option<Instant>,
     configuration: configuration::Kept,
     configuration_at: Option<Instant>,
@@ -184,6 +192,13 @@ impl Mirror<'_> {
 
     /// Does what has become necessary.
     fn round(&mut self) -> Result<(), Failure> {
+        // Whatever keeps backups waiting: the WAL goes up all the same, and the points are in it.
+        let restore_points = self.keep_restore_points();
+        self.backups().and(restore_points)
+    }
+
+    /// Mirrors the backups and all that goes with them.
+    fn backups(&mut self) -> Result<(), Failure> {
         let stamp = repository::stamp(&self.shared.repository, self.stanza());
         if stamp.is_none() || self.seen != stamp || self.mirrored.is_none() {
             let info =
@@ -212,9 +227,11 @@ impl Mirror<'_> {
         let state = Path::new(&self.shared.plan.state);
         let mut known = Known::read(state, &self.backups_here());
         known.add(state, &here);
+        self.refuse_another_repository(&known)?;
+        // Some may have been brought back.
+        let here = self.finished()?;
         // An encrypted one does not say what it lists; then it must not change meanwhile.
         let listed = info.labels().unwrap_or_else(|| here.clone());
-        self.refuse_another_repository(&known)?;
         if let Some(gone) = listed.iter().find(|label| !here.contains(*label)) {
             return Err(again(gone));
         }
@@ -272,11 +289,14 @@ impl Mirror<'_> {
             !known.labels.contains(*label)
                 && !has_held(&self.shared.repository, self.stanza(), label)
         });
-        let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+        let unknown: BTreeSet<String> = unknown.cloned().collect();
         if unknown.is_empty() {
             return Ok(());
         }
-        let shown = unknown.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        if bring_back::is_due(Path::new(&self.shared.plan.state)) {
+            return bring_back::run(self.shared, self.remote, &unknown);
+        }
+        let shown = unknown.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
         Err(Failure {
             message: format!(
                 "the remote holds {} backup(s) that this repository has never held ({shown}): \
@@ -344,30 +364,75 @@ impl Mirror<'_> {
 
     /// Writes a description of each backup that is on the remote, as JSON.
     fn describe(&mut self) -> Result<(), Failure> {
-        let inventory = Path::new(&self.shared.plan.state).join(layout::INVENTORY);
-        let changed = fs::metadata(inventory).and_then(|it| it.modified()).ok();
-        if changed.is_none() || (changed == self.described) {
+        let state = Path::new(&self.shared.plan.state);
+        let changed = [layout::INVENTORY, layout::NEXT_XIDS]
+            .map(|name| fs::metadata(state.join(name)).and_then(|it| it.modified()).ok());
+        if changed[0].is_none() || self.described == Some(changed) {
             return Ok(());
         }
         let Some(inventory) = self.shared.read_inventory() else { return Ok(()) };
+        let xids = fs::read(state.join(layout::NEXT_XIDS)).unwrap_or_default();
+        let xids: BTreeMap<String, u64> = serde_json::from_slice(&xids).unwrap_or_default();
         let system_id = self.shared.plan.system_id;
         for backup in inventory.backups_of(system_id) {
             if !self.there.complete.contains(&backup.label) {
                 continue;
             }
             let path = description_path(backup);
-            let text = description(backup, system_id, &inventory);
-            let size = i64::try_from(text.len()).unwrap_or(i64::MAX);
-            if self.there.descriptions.get(&path) != Some(&size) {
+            let mut next_xid =
+                xids.get(&backup.label).or(self.next_xids.get(&backup.label)).copied();
+            let describe = |next_xid| {
+                let text = description(backup, system_id, &inventory, next_xid);
+                let size = i64::try_from(text.len()).unwrap_or(i64::MAX);
+                (text, size)
+            };
+            let (mut text, mut size) = describe(next_xid);
+            let there = self.there.descriptions.get(&path).copied();
+            if next_xid.is_none() && there.is_some_and(|there| there != size) {
+                next_xid = self.next_xid_there(&path)?;
+                self.next_xids.extend(next_xid.map(|it| (backup.label.clone(), it)));
+                (text, size) = describe(next_xid);
+            }
+            if there != Some(size) {
                 self.remote.put(&path, text.as_bytes()).map_err(|refusal| {
                     failure(&format!("\"{path}\" cannot be written"), &refusal)
                 })?;
                 self.there.descriptions.insert(path, size);
             }
         }
-        self.described = changed;
+        self.described = Some(changed);
         self.deletions_due = true;
         Ok(())
+    }
+
+    /// What a description on the remote says of the next transaction id: a server that was
+    /// restored, or has lost its files, does not know it any more.
+    fn next_xid_there(&self, path: &str) -> Result<Option<u64>, Failure> {
+        let text = self
+            .remote
+            .get(path)
+            .map_err(|refusal| failure(&format!("\"{path}\" cannot be read"), &refusal))?;
+        let description: Option<Value> = text.and_then(|it| serde_json::from_slice(&it).ok());
+        Ok(description.and_then(|it| it["next_xid"].as_u64()))
+    }
+
+    /// Sends the names and places of restore points.
+    fn keep_restore_points(&mut self) -> Result<(), Failure> {
+        if self.shared.lock().status.tail_refused.is_some() {
+            // They would be in clear beside an encrypted repository, too.
+            return Ok(());
+        }
+        let (shared, there) = (self.shared, &self.there.labels);
+        let oldest = || {
+            let inventory = shared.read_inventory()?;
+            let system_id = shared.plan.system_id;
+            let here: BTreeSet<&String> =
+                inventory.backups_of(system_id).map(|backup| &backup.label).collect();
+            // Nothing is known of where the others on the remote end.
+            let all_known = !there.is_empty() && there.iter().all(|label| here.contains(label));
+            all_known.then(|| points::oldest_reachable(&inventory, system_id)).flatten()
+        };
+        self.restore_points.send(Path::new(&shared.plan.state), self.remote, oldest)
     }
 
     /// Sends each full backup as one archive, if that is wanted.
@@ -740,8 +805,13 @@ fn description_path(backup: &Backup) -> String {
     format!("{directory}/{}.json", backup.label)
 }
 
-fn description(backup: &Backup, system_id: u64, inventory: &Inventory) -> String {
-    let description = json!({
+fn description(
+    backup: &Backup,
+    system_id: u64,
+    inventory: &Inventory,
+    next_xid: Option<u64>,
+) -> String {
+    let mut description = json!({
         "label": backup.label,
         "type": backup.kind,
         "trigger": backup.annotations.get(TRIGGER_ANNOTATION).map_or("external", String::as_str),
@@ -764,6 +834,9 @@ fn description(backup: &Backup, system_id: u64, inventory: &Inventory) -> String
         "pgbackrest": backup.pgbackrest,
         "nrt_backup": env!("CARGO_PKG_VERSION"),
     });
+    if let Some(next_xid) = next_xid {
+        description["next_xid"] = json!(next_xid);
+    }
     format!("{description:#}\n")
 }
 

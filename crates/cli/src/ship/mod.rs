@@ -6,7 +6,7 @@
 //!  └─ sessions  one after the other: rclone, ownership, what the remote holds; then side by side
 //!      ├─ tail     WAL that is flushed and not archived there, every ship_interval
 //!      ├─ archive  finished segments, as pgBackRest stored them; removes what they supersede
-//!      ├─ mirror   finished backups, then the info files, then deletions; comparisons
+//!      ├─ mirror   restore points; finished backups, then the info files, then deletions; comparisons
 //!      └─ owner    signs of life in owner.json; ends the session when another instance owns it
 //! ```
 //!
@@ -14,6 +14,7 @@
 //! whatever died, and at whatever instant, the next session continues from there.
 
 mod archive;
+mod bring_back;
 mod compare;
 mod configuration;
 mod mirror;
@@ -21,6 +22,7 @@ mod owner;
 mod rclone;
 mod remote;
 mod repository;
+mod restore_points;
 mod state;
 mod tail;
 mod tarball;
@@ -44,15 +46,15 @@ use nrt_core::offsite::{Phase, Plan, Position, Status};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+pub(crate) use mirror::DESCRIPTIONS;
 pub(crate) use owner::SET_ASIDE;
+pub(crate) use rclone::{Options, Rclone};
+pub(crate) use remote::{Address, Remote, failure};
 
 use archive::Files;
 use mirror::There;
-use rclone::Rclone;
-use remote::{Remote, failure};
 use repository::Info;
 use state::Shared;
-use words::Secrets;
 
 /// How long the last shipment may take when the server ends. The worker's leash kills after two
 /// seconds.
@@ -156,36 +158,21 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     fs::DirBuilder::new().mode(0o700).create(&outbox).map_err(problem)?;
     let me = owner::instance(state)?;
 
-    let configuration = fs::read_to_string(&plan.rclone_config).map_err(|error| Failure {
-        message: format!("\"{}\" cannot be read: {error}", plan.rclone_config),
-        hint: "See that the server's user may read nrt_backup.rclone_config.".to_string(),
-    })?;
-    let name = match &plan.remote_name {
-        Some(name) if words::sections(&configuration).any(|it| it == *name) => name.clone(),
-        Some(name) => {
-            return Err(Failure {
-                message: format!("\"{}\" has no remote \"{name}\"", plan.rclone_config),
-                hint: "Set nrt_backup.remote_name to one of those that it has, or leave it empty \
-                       for the first."
-                    .to_string(),
-            });
-        }
-        None => words::first_remote(&configuration).ok_or_else(|| Failure {
-            message: format!("\"{}\" has no remote", plan.rclone_config),
-            hint: "Make one with \"rclone config\".".to_string(),
-        })?,
-    };
-    let below = [plan.remote_path.as_str(), plan.name.as_str()]
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join("/");
-    let root = format!("{name}:{below}");
-    let is_encrypted =
-        words::option_of(&configuration, &name, "type").is_some_and(|kind| kind == "crypt");
+    let Address { root, is_encrypted, secrets, configuration } = Address::find(
+        &plan.rclone_config,
+        plan.remote_name.as_deref(),
+        &plan.remote_path,
+        &plan.name,
+    )?;
     shared.change(|state| state.status.remote.clone_from(&root));
 
-    let rclone = Rclone::start(plan, Secrets::of(&configuration))?;
+    let options = Options {
+        program: &plan.rclone,
+        config: &plan.rclone_config,
+        transfers: plan.transfers,
+        bandwidth_limit: plan.bandwidth_limit.as_deref(),
+    };
+    let rclone = Rclone::start(options, secrets)?;
     let remote = Remote::new(rclone, root, is_encrypted, &outbox);
     shared.change(|state| state.status.rclone = Some(remote.version().to_string()));
     if !owner::own(shared, &remote, &me)? {

@@ -5,12 +5,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use nrt_core::inventory::Failure;
 use nrt_core::layout::{self, Instance};
-use nrt_core::offsite::Phase;
 use nrt_core::offsite::owner::{FILE, Owner, Verdict, judge};
 use nrt_core::offsite::tail::DIRECTORY;
+use nrt_core::offsite::{Phase, RESTORE_POINTS};
 use nrt_process::files::write_atomically;
 
 use super::rclone::random;
@@ -73,7 +73,10 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                     }
                 }
                 if asked.is_some_and(|request| request.trim() == SET_ASIDE) {
-                    set_aside(remote, &["repository".to_string(), DIRECTORY.to_string()])?;
+                    let place = place();
+                    let all = ["repository".to_string(), DIRECTORY.to_string()];
+                    set_aside(remote, &place, &all)?;
+                    set_restore_points_aside(remote, &place)?;
                 } else if unsettled {
                     set_their_tail_aside(shared, remote)?;
                 }
@@ -115,9 +118,23 @@ const COPY: &str = "owner.json.copy";
 /// What stands in the request for a takeover that keeps the remote's backups under another name.
 pub(crate) const SET_ASIDE: &str = "set-aside";
 
+/// A place on the remote that holds nothing yet.
+fn place() -> String {
+    format!("set-aside/{}", Utc::now().format("%Y%m%d-%H%M%S"))
+}
+
+/// Moves the restore points, which name places in what is set aside.
+fn set_restore_points_aside(remote: &Remote, place: &str) -> Result<(), Failure> {
+    let problem = |refusal| failure("what the remote holds cannot be set aside", &refusal);
+    if let Some(text) = remote.get(RESTORE_POINTS).map_err(problem)? {
+        remote.put(&format!("{place}/{RESTORE_POINTS}"), &text).map_err(problem)?;
+        remote.delete(RESTORE_POINTS).map_err(problem)?;
+    }
+    Ok(())
+}
+
 /// Moves directories of the remote to another place there.
-fn set_aside(remote: &Remote, directories: &[String]) -> Result<(), Failure> {
-    let place = format!("set-aside/{}", Utc::now().format("%Y%m%d-%H%M%S"));
+fn set_aside(remote: &Remote, place: &str, directories: &[String]) -> Result<(), Failure> {
     for directory in directories {
         let there =
             remote.list(directory).map_err(|it| failure("the remote cannot be read", &it))?;
@@ -148,7 +165,7 @@ fn set_their_tail_aside(shared: &Shared, remote: &Remote) -> Result<(), Failure>
         }
         shared.sleep(Duration::from_millis(100));
     };
-    set_aside(remote, &[format!("{DIRECTORY}/{timeline:08X}")])
+    set_aside(remote, &place(), &[format!("{DIRECTORY}/{timeline:08X}")])
 }
 
 /// Gives signs of life until the session is over, and ends it when the remote is not ours any
@@ -263,6 +280,9 @@ fn write(shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
     write_to(FILE, shared, remote, me, false)
 }
 
+/// How long a commit may take from its own time until the worker tells of it, beyond the interval.
+const UNTOLD: TimeDelta = TimeDelta::seconds(2);
+
 fn write_to(
     name: &str,
     shared: &Shared,
@@ -270,8 +290,15 @@ fn write_to(
     me: &str,
     unsettled: bool,
 ) -> Result<(), Failure> {
-    let timeline = shared.lock().position.map_or(0, |position| position.timeline);
     let now = Utc::now();
+    let (timeline, complete_until) = {
+        let state = shared.lock();
+        let timeline = state.position.map_or(0, |position| position.timeline);
+        let is_complete = state.status.phase == Phase::Shipping && state.status.shipped.is_some();
+        let until = state.status.behind_since.unwrap_or(now);
+        let told = TimeDelta::milliseconds(shared.plan.interval.into()) + UNTOLD;
+        (timeline, is_complete.then(|| until - told))
+    };
     shared.beats(now);
     let owner = Owner {
         system_identifier: shared.plan.system_id.to_string(),
@@ -280,6 +307,7 @@ fn write_to(
         timeline,
         heartbeat: now,
         unsettled,
+        complete_until,
     };
     let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
     remote.put(name, &text).map_err(|it| failure("the remote cannot be written", &it))

@@ -17,7 +17,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
-use nrt_core::offsite::Plan;
 use nrt_process::{allowed, capture, tether};
 use serde_json::{Value, json};
 use ureq::unversioned::resolver::DefaultResolver;
@@ -53,6 +52,19 @@ pub(crate) struct Refusal {
     pub(crate) gone: bool,
 }
 
+/// How rclone is run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options<'a> {
+    /// The program, a name or a path.
+    pub(crate) program: &'a str,
+    /// Its configuration file.
+    pub(crate) config: &'a str,
+    /// How many files it moves at the same time.
+    pub(crate) transfers: u32,
+    /// Its `--bwlimit`.
+    pub(crate) bandwidth_limit: Option<&'a str>,
+}
+
 /// A running rclone. It ends with this value.
 #[derive(Debug)]
 pub(crate) struct Rclone {
@@ -68,14 +80,14 @@ pub(crate) struct Rclone {
 }
 
 impl Rclone {
-    /// Starts rclone for a plan and waits until it answers.
+    /// Starts rclone and waits until it answers. Its socket is in the working directory.
     ///
     /// # Errors
     ///
     /// What is missing or wrong, and what to do about it.
-    pub(crate) fn start(plan: &Plan, secrets: Secrets) -> Result<Rclone, Failure> {
+    pub(crate) fn start(options: Options<'_>, secrets: Secrets) -> Result<Rclone, Failure> {
         let environment = allowed(std::env::vars_os());
-        let version = version(&plan.rclone, &environment)?;
+        let version = version(options.program, &environment)?;
         let unix = numbers(&version).is_some_and(|numbers| numbers >= WITH_SOCKETS);
         let password = random().map_err(|error| Failure {
             message: format!("the system gives no random numbers: {error}"),
@@ -85,19 +97,19 @@ impl Rclone {
         let _ = fs::remove_file(SOCKET);
         let address = if unix { format!("unix://{SOCKET}") } else { "127.0.0.1:0".to_string() };
 
-        let mut command = Command::new(&plan.rclone);
+        let mut command = Command::new(options.program);
         command.arg("rcd").arg("--rc-addr").arg(&address);
-        command.arg("--config").arg(&plan.rclone_config).arg("--ask-password=false");
+        command.arg("--config").arg(options.config).arg("--ask-password=false");
         command.args(["--contimeout", "10s", "--timeout", "30s", "--low-level-retries", "3"]);
-        command.args(["--skip-links", "--transfers", &plan.transfers.to_string()]);
-        if let Some(limit) = &plan.bandwidth_limit {
+        command.args(["--skip-links", "--transfers", &options.transfers.to_string()]);
+        if let Some(limit) = options.bandwidth_limit {
             command.arg("--bwlimit").arg(limit);
         }
         command.env_clear().envs(environment);
         command.env("RCLONE_RC_USER", "nrt_backup").env("RCLONE_RC_PASS", &password);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         tether(&mut command);
-        let mut child = command.spawn().map_err(|error| missing(&plan.rclone, &error))?;
+        let mut child = command.spawn().map_err(|error| missing(options.program, &error))?;
         let printed = Arc::new(Mutex::new(String::new()));
         if let Some(stderr) = child.stderr.take() {
             let printed = Arc::clone(&printed);

@@ -1,6 +1,7 @@
 //! Reads and writes the cluster's directory on the remote, through rclone.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::rclone::{Rclone, Refusal};
+use super::words::{self, Secrets};
 
 /// How long a small object may take.
 const SMALL: Duration = Duration::from_secs(120);
@@ -38,6 +40,64 @@ pub(crate) enum Mode {
     New,
     /// What is there is replaced.
     Replace,
+}
+
+/// Where on a remote a cluster is kept, as rclone's configuration and the settings tell.
+#[derive(Debug)]
+pub(crate) struct Address {
+    /// `name:path/cluster`.
+    pub(crate) root: String,
+    /// Whether rclone encrypts what it writes there.
+    pub(crate) is_encrypted: bool,
+    /// What nobody may read of the configuration.
+    pub(crate) secrets: Secrets,
+    /// The configuration itself.
+    pub(crate) configuration: String,
+}
+
+impl Address {
+    /// Finds the remote `name`, or the first one, in a configuration file. `path` and `cluster`
+    /// are what lies below it; each may be empty.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or has no such remote.
+    pub(crate) fn find(
+        config: &str,
+        name: Option<&str>,
+        path: &str,
+        cluster: &str,
+    ) -> Result<Address, Failure> {
+        let configuration = fs::read_to_string(config).map_err(|error| Failure {
+            message: format!("\"{config}\" cannot be read: {error}"),
+            hint: "See that the server's user may read rclone's configuration \
+                   (nrt_backup.rclone_config)."
+                .to_string(),
+        })?;
+        let name = match name {
+            Some(name) if words::sections(&configuration).any(|it| it == name) => name.to_string(),
+            Some(name) => {
+                return Err(Failure {
+                    message: format!("\"{config}\" has no remote \"{name}\""),
+                    hint: "Set nrt_backup.remote_name to one of those that it has, or leave it \
+                           empty for the first."
+                        .to_string(),
+                });
+            }
+            None => words::first_remote(&configuration).ok_or_else(|| Failure {
+                message: format!("\"{config}\" has no remote"),
+                hint: "Make one with \"rclone config\".".to_string(),
+            })?,
+        };
+        let below: Vec<&str> = [path, cluster].into_iter().filter(|it| !it.is_empty()).collect();
+        let kind = words::option_of(&configuration, &name, "type");
+        Ok(Address {
+            root: format!("{name}:{}", below.join("/")),
+            is_encrypted: kind.is_some_and(|kind| kind == "crypt"),
+            secrets: Secrets::of(&configuration),
+            configuration,
+        })
+    }
 }
 
 /// The cluster's directory on the remote.
@@ -83,6 +143,12 @@ impl Remote {
     /// Whether rclone is there at all.
     pub(crate) fn is_running(&self) -> bool {
         self.rclone.is_running()
+    }
+
+    /// Has rclone read its configuration again before the next request. If it cannot, that fails,
+    /// too.
+    pub(crate) fn forget(&self) {
+        let _ = self.rclone.call("fscache/clear", &json!({}), Duration::from_secs(10));
     }
 
     fn below(&self, directory: &str) -> String {
@@ -225,6 +291,60 @@ impl Remote {
         done
     }
 
+    /// Fetches one file into a directory here; `false` if it is not there. Its final name appears
+    /// when it is whole.
+    pub(crate) fn fetch(&self, path: &str, into: &Path) -> Result<bool, Refusal> {
+        let name = self.spool_name();
+        let parameters = with_job(json!({
+            "srcFs": self.root, "srcRemote": path,
+            "dstFs": self.outbox, "dstRemote": name,
+            "_config": { "NoCheckDest": true },
+        }));
+        let spooled = self.outbox().join(&name);
+        let fetched = match self.run("operations/copyfile", parameters, &AtomicBool::new(false)) {
+            Ok(()) => bring(&spooled, into).map(|()| true).map_err(|error| Refusal {
+                words: format!("could not write \"{}\": {error}", into.display()),
+                missing: false,
+                gone: false,
+            }),
+            Err(refusal) if refusal.missing => Ok(false),
+            Err(refusal) => Err(refusal),
+        };
+        let _ = fs::remove_file(spooled);
+        fetched
+    }
+
+    /// Makes a directory here hold all files of one on the remote that pass the filter rules. What
+    /// is here with the same size is not fetched again. Ends early, with an error, when `stop` is
+    /// set. `tell` hears how many bytes have come.
+    pub(crate) fn fetch_directory(
+        &self,
+        path: &str,
+        directory: &Path,
+        rules: &[&str],
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<(), Refusal> {
+        let group = format!("fetch-{}", self.numbers.fetch_add(1, Ordering::Relaxed));
+        let mut parameters = with_job(json!({
+            "srcFs": self.below(path),
+            "dstFs": directory,
+            "_config": { "SizeOnly": true },
+            "_filter": { "FilterRule": rules },
+        }));
+        parameters["_group"] = json!(group);
+        let told = json!({ "group": group });
+        let mut ask = || {
+            let stats = self.rclone.call("core/stats", &told, Duration::from_secs(10));
+            if let Some(bytes) = stats.ok().and_then(|stats| stats["bytes"].as_u64()) {
+                tell(bytes);
+            }
+        };
+        self.run_while("sync/copy", parameters, stop, &mut ask)?;
+        ask();
+        Ok(())
+    }
+
     /// Gives a file of the remote another name there.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), Refusal> {
         let parameters = with_job(json!({
@@ -248,6 +368,17 @@ impl Remote {
 
     /// Runs a job to its end, however long it takes.
     fn run(&self, method: &str, parameters: Value, stop: &AtomicBool) -> Result<(), Refusal> {
+        self.run_while(method, parameters, stop, &mut || {})
+    }
+
+    /// The same, and calls `watch` now and then.
+    fn run_while(
+        &self,
+        method: &str,
+        parameters: Value,
+        stop: &AtomicBool,
+        watch: &mut dyn FnMut(),
+    ) -> Result<(), Refusal> {
         let started = self.rclone.call(method, &parameters, SMALL)?;
         let job = json!({ "jobid": started["jobid"] });
         let mut pause = POLL.0;
@@ -255,6 +386,7 @@ impl Remote {
             thread::sleep(pause);
             pause = (pause * 2).min(POLL.1);
             let status = self.rclone.call("job/status", &job, SMALL)?;
+            watch();
             if status["finished"].as_bool() == Some(true) {
                 if status["success"].as_bool() == Some(true) {
                     return Ok(());
@@ -289,6 +421,16 @@ impl Remote {
         self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.sent_objects.fetch_add(objects, Ordering::Relaxed);
     }
+}
+
+/// Moves a file, also to another file system, so that it is whole under its name.
+fn bring(from: &Path, to: &Path) -> io::Result<()> {
+    if fs::rename(from, to).is_ok() {
+        return Ok(());
+    }
+    let partial = to.with_extension("nrt-partial");
+    fs::copy(from, &partial)?;
+    fs::rename(&partial, to)
 }
 
 fn with_job(mut parameters: Value) -> Value {
