@@ -1,8 +1,11 @@
 //! The command `nrt-backup`: what nrt_backup does outside of PostgreSQL.
 
 mod commands;
+mod drill;
+mod restore;
 mod ship;
 
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -17,14 +20,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Plan(commands::plan::Arguments),
+    Restore(commands::restore::Arguments),
     Status(commands::status::Arguments),
     Check(commands::check::Arguments),
     Takeover(commands::takeover::Arguments),
+    Drill(commands::drill::Arguments),
     // The server calls these; an operator has no use for them.
     #[command(hide = true)]
     Leash(commands::leash::Arguments),
     #[command(hide = true)]
     Look(commands::look::Arguments),
+    #[command(hide = true)]
+    WalGet(commands::wal_get::Arguments),
     #[command(hide = true)]
     Ship(commands::ship::Arguments),
     // pgBackRest insists that its name stands in archive_command.
@@ -33,10 +41,29 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let arguments = match Arguments::try_parse_from(&words) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let words: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
+            match commands::wal_get::misread(&words) {
+                Some(code) => {
+                    // Nobody may be there to read it.
+                    let _ = error.print();
+                    return code;
+                }
+                None => error.exit(),
+            }
+        }
+    };
+    match arguments.command {
+        Command::Plan(arguments) => commands::plan::run(&arguments),
+        Command::Restore(arguments) => commands::restore::run(&arguments),
+        Command::WalGet(arguments) => commands::wal_get::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Takeover(arguments) => commands::takeover::run(&arguments),
+        Command::Drill(arguments) => commands::drill::run(&arguments),
         Command::Leash(arguments) => commands::leash::run(arguments),
         Command::Ship(arguments) => commands::ship::run(&arguments),
         Command::Look(arguments) => commands::look::run(&arguments),

@@ -1,0 +1,246 @@
+//! Brings a cluster back.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use nrt_core::restore::Refusal;
+use nrt_core::size::format_size;
+use serde_json::json;
+
+use super::source::{From, To, rates, words, zone};
+use crate::restore::{self, Existing, Report, Request, Start, Work};
+
+/// Restores a cluster to a point in time, from a remote or from a repository on this machine.
+///
+/// Shows the plan, fetches what it needs, restores, recovers, and starts the server. What cannot be
+/// reached is refused before anything is touched. Interrupted, the same command goes on where it
+/// was.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The data directory to restore into.
+    #[arg(short = 'D', long = "pgdata", env = "PGDATA", value_name = "DIRECTORY")]
+    data: PathBuf,
+    #[command(flatten)]
+    to: To,
+    #[command(flatten)]
+    from: From,
+    /// Move what is in the data directory aside first; nothing of it is deleted.
+    #[arg(long, conflicts_with = "delta")]
+    replace: bool,
+    /// Use what in the data directory is the same as in the backup; the rest of it is deleted.
+    #[arg(long)]
+    delta: bool,
+    /// Show the plan and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Recover, and leave the server stopped.
+    #[arg(long)]
+    no_start: bool,
+    /// Start nothing at all: recovery runs when you start the server.
+    #[arg(long, conflicts_with = "no_start")]
+    no_recovery: bool,
+    /// Restore a tablespace, by its name or id, to another directory; may be repeated.
+    #[arg(long, value_name = "NAME=DIRECTORY")]
+    tablespace_map: Vec<String>,
+    /// Restore only this database, and none of the others' data; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    db_include: Vec<String>,
+    /// The restored server neither archives nor ships: the original lives on. By default, that is
+    /// found out.
+    #[arg(long, conflicts_with = "original")]
+    copy: bool,
+    /// The restored server takes the original's place, whatever it looks like.
+    #[arg(long)]
+    original: bool,
+    /// Processes that restore; half the cores, at most 8, by default.
+    #[arg(long, value_name = "NUMBER")]
+    process_max: Option<u32>,
+    /// Where the restore works: what it fetches is there until it has ended. Beside the data
+    /// directory by default.
+    #[arg(long, value_name = "DIRECTORY")]
+    work_directory: Option<PathBuf>,
+    /// For programs: print what came of it as JSON, and no progress.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    match restore(arguments) {
+        Ok(Some(report)) if arguments.json => {
+            println!("{:#}", report_json(&report));
+            ExitCode::SUCCESS
+        }
+        Ok(Some(report)) => {
+            print!("{}", report_text(&report, Utc::now()));
+            ExitCode::SUCCESS
+        }
+        Ok(None) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            if arguments.json {
+                println!(
+                    "{:#}",
+                    json!({ "error": { "message": refusal.message, "hint": refusal.hint } })
+                );
+            }
+            eprintln!("nrt-backup: {}", words(&refusal));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
+    let target = arguments.to.target(Utc::now())?;
+    let data = std::path::absolute(&arguments.data)
+        .map_err(|error| Refusal::new(error.to_string(), ""))?;
+    let mut tablespaces = Vec::new();
+    for map in &arguments.tablespace_map {
+        let Some((name, path)) = map.split_once('=').filter(|(_, it)| it.starts_with('/')) else {
+            return Err(Refusal::new(
+                format!("\"{map}\" maps no tablespace"),
+                "Write it as NAME=/DIRECTORY.",
+            ));
+        };
+        tablespaces.push((name.to_string(), PathBuf::from(path)));
+    }
+    let directory =
+        arguments.work_directory.clone().unwrap_or_else(|| restore::work_directory(&data));
+    let directory =
+        std::path::absolute(directory).map_err(|error| Refusal::new(error.to_string(), ""))?;
+    let work = Work::make(&directory).map_err(restore::told)?;
+    let cores = std::thread::available_parallelism().map_or(1, |it| it.get());
+    let request = Request {
+        place: arguments.from.place(Some(&data), &work)?,
+        stanza: arguments.from.stanza.clone(),
+        target,
+        existing: match (arguments.replace, arguments.delta) {
+            (true, _) => Existing::Replace,
+            (_, true) => Existing::Delta,
+            _ => Existing::Refuse,
+        },
+        data,
+        work: Some(directory),
+        tablespaces,
+        tablespaces_below: None,
+        databases: arguments.db_include.clone(),
+        bindir: arguments.from.bindir.clone(),
+        processes: arguments
+            .process_max
+            .unwrap_or_else(|| u32::try_from(cores.div_ceil(2).min(8)).unwrap_or(1)),
+        start: match (arguments.no_start, arguments.no_recovery) {
+            (true, _) => Start::Recover,
+            (_, true) => Start::No,
+            _ => Start::Yes,
+        },
+        is_copy: match (arguments.copy, arguments.original) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        },
+        settings: Vec::new(),
+        original: None,
+        rates: rates(&arguments.data),
+        is_quiet: arguments.json,
+    };
+    let shown = std::cell::Cell::new(false);
+    let outcome = restore::run(&request, &mut |plan| {
+        if !arguments.json {
+            eprint!("{}", plan.text(zone()));
+        } else if arguments.dry_run {
+            println!("{:#}", json!(plan));
+        }
+        shown.set(true);
+        // Whoever only wanted to see it has.
+        if arguments.dry_run { Err(Refusal::new("", "")) } else { Ok(()) }
+    });
+    match outcome {
+        Err(_) if arguments.dry_run && shown.get() => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
+
+fn seconds(value: f64) -> String {
+    if value < 120.0 {
+        format!("{value:.1} s")
+    } else {
+        format!("{:.0} min {:.0} s", (value / 60.0).floor(), value % 60.0)
+    }
+}
+
+fn report_text(report: &Report, _now: DateTime<Utc>) -> String {
+    let mut lines = Vec::new();
+    if let Some(recovered) = &report.recovered {
+        let zone = zone();
+        let commit = recovered.last_commit.map_or_else(
+            || "no transaction was replayed".to_string(),
+            |at| {
+                let at = at.with_timezone(&zone);
+                format!("last transaction at {}", at.format("%Y-%m-%d %H:%M:%S%.6f %Z"))
+            },
+        );
+        lines.push(format!(
+            "recovered  to {} on timeline {}, {commit}",
+            recovered.lsn, recovered.timeline
+        ));
+    }
+    let phases = &report.phases;
+    let mut took = vec![format!("plan {}", seconds(phases.plan))];
+    if phases.fetched_bytes > 0 {
+        let bytes = format_size(phases.fetched_bytes);
+        took.push(format!("fetch {} ({bytes})", seconds(phases.fetch)));
+    }
+    took.push(format!("restore {}", seconds(phases.restore)));
+    if report.recovered.is_some() {
+        took.push(format!(
+            "replay {} ({} of WAL)",
+            seconds(phases.replay),
+            format_size(phases.replayed_bytes)
+        ));
+    }
+    lines.push(format!("took       {}: {}", seconds(phases.total()), took.join(", ")));
+    if let Some(aside) = &report.aside {
+        lines.push(format!("kept       what was there before is \"{}\"", aside.display()));
+    }
+    if let Some(path) = &report.configuration {
+        lines.push(format!(
+            "config     the original's own, in \"{}\": start with -c config_file={}",
+            path.parent().unwrap_or(path).display(),
+            path.display()
+        ));
+    }
+    if let Some(why) = &report.copy_of {
+        lines.push(format!(
+            "copy       {why}: this one neither archives nor ships. To make it a server of its \
+             own: ALTER SYSTEM RESET archive_mode, restart, nrt-backup takeover"
+        ));
+    }
+    for note in &report.notes {
+        lines.push(format!("note       {note}"));
+    }
+    lines.push(if report.is_running {
+        "The server runs.".to_string()
+    } else {
+        "The server is not running.".to_string()
+    });
+    lines.join("\n") + "\n"
+}
+
+fn report_json(report: &Report) -> serde_json::Value {
+    let time = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    json!({
+        "plan": report.plan,
+        "recovered": report.recovered.as_ref().map(|it| json!({
+            "backup": it.backup,
+            "timeline": it.timeline,
+            "lsn": it.lsn,
+            "last_commit": it.last_commit.map(time),
+        })),
+        "phases": report.phases,
+        "aside": report.aside,
+        "configuration": report.configuration,
+        "is_running": report.is_running,
+        "copy_of": report.copy_of,
+        "notes": report.notes,
+    })
+}

@@ -1,0 +1,306 @@
+//! Fills the data directory: fetches the chain of backups, and has pgBackRest restore it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use chrono::{DateTime, Utc};
+use nrt_core::pgbackrest::exit;
+use nrt_core::pgbackrest::manifest::{Manifest, Tablespace, stored_at};
+use nrt_core::restore::Refusal;
+use nrt_core::restore::drill::Phases;
+use nrt_core::restore::plan::plan;
+use nrt_core::restore::target::Target;
+use nrt_process::{allowed, tether};
+
+use super::place::{self, Begun, Existing};
+use super::planning::{Planned, manifest_text};
+use super::progress::Progress;
+use super::server::Programs;
+use super::waldump::Dump;
+use super::{Run, configuration};
+
+/// Databases that every restore has.
+const BUILT_IN: [&str; 3] = ["postgres", "template0", "template1"];
+
+impl Run<'_> {
+    /// Refuses names that the backup does not know.
+    pub(super) fn check_names(&self, planned: &Planned) -> Result<(), Refusal> {
+        let Some(known) = &planned.manifest else { return Ok(()) };
+        let refused = |what: &str, name: &str, names: Vec<String>| {
+            let hint = match names.join(", ") {
+                none if none.is_empty() => "It has none.".to_string(),
+                names => format!("It has: {names}."),
+            };
+            Err(Refusal::new(
+                format!("backup {} has no {what} \"{name}\"", planned.plan.backup),
+                hint,
+            ))
+        };
+        for (name, _) in &self.request.tablespaces {
+            let is_known = |it: &Tablespace| it.name == *name || it.id == *name;
+            if !known.tablespaces.iter().any(is_known) {
+                let names = known.tablespaces.iter().map(|it| it.name.clone()).collect();
+                return refused("tablespace", name, names);
+            }
+        }
+        for name in &self.request.databases {
+            if !known.databases.contains(name) && !BUILT_IN.contains(&name.as_str()) {
+                return refused("database", name, known.databases.iter().cloned().collect());
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to write into directories of tablespaces that are not those of the cluster that is
+    /// replaced.
+    pub(super) fn check_tablespaces(
+        &self,
+        planned: &Planned,
+        has_begun: bool,
+    ) -> Result<(), Refusal> {
+        let Some(manifest) = &planned.manifest else { return Ok(()) };
+        if has_begun || self.request.existing == Existing::Delta {
+            return Ok(());
+        }
+        let is_replaced = self.request.existing == Existing::Replace;
+        for (name, path) in self.tablespace_targets(manifest) {
+            if !place::is_free(&path, is_replaced.then_some(&self.request.data))? {
+                return Err(Refusal::new(
+                    format!(
+                        "\"{}\", where tablespace \"{name}\" goes to, is not empty",
+                        path.display()
+                    ),
+                    format!("Restore it to another directory: --tablespace-map {name}=/DIRECTORY."),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches the chain of backups.
+    pub(super) fn fetch(&self, planned: &Planned, phases: &mut Phases) -> Result<(), Refusal> {
+        let Some(remote) = &planned.source.remote else { return Ok(()) };
+        let mut progress =
+            Progress::begin("fetch", planned.plan.fetch_bytes, self.request.is_quiet);
+        let mut done = 0;
+        for label in &planned.plan.chain {
+            let path = format!("backup/{}/{label}", planned.source.stanza);
+            let here = self.work.repository().join(&path);
+            let never = AtomicBool::new(false);
+            let from = format!("repository/{path}");
+            let fetched = remote.fetch_directory(&from, &here, &[], &never, &mut |n| {
+                progress.at(done + n);
+            });
+            fetched.map_err(|it| {
+                let failure =
+                    crate::ship::failure(&format!("backup {label} cannot be fetched"), &it);
+                Refusal::new(
+                    failure.message,
+                    format!("{} The same command goes on where it was.", failure.hint),
+                )
+            })?;
+            done += planned.catalog.stored.get(label).copied().unwrap_or(0);
+        }
+        phases.fetch = progress.end(done);
+        phases.fetched_bytes = done;
+        Ok(())
+    }
+
+    /// Has pgBackRest restore the backup.
+    pub(super) fn restore(
+        &self,
+        planned: &Planned,
+        begun: &Begun,
+        phases: &mut Phases,
+        now: DateTime<Utc>,
+    ) -> Result<(), Refusal> {
+        let request = self.request;
+        let into = begun.directory();
+        // Either of them is enough for pgBackRest to go on with what an interrupted one has left.
+        let is_there = |name: &str| into.join(name).is_file();
+        let delta = begun.delta || is_there("PG_VERSION") || is_there("backup.manifest");
+        if !delta {
+            // What an interrupted restore has left is ours, and too little to go on with.
+            place::clear(&into, begun.aside.as_deref())?;
+        }
+        if let Some(manifest) = &planned.manifest
+            && !delta
+        {
+            let targets: Vec<PathBuf> =
+                self.tablespace_targets(manifest).into_iter().map(|(_, path)| path).collect();
+            place::move_tablespaces(begun, &targets, now)?;
+        }
+        planned.source.configure(&into)?;
+        let mut words = vec![
+            format!("--config={}", self.work.config().display()),
+            format!("--stanza={}", planned.source.stanza),
+            format!("--set={}", planned.plan.backup),
+            "--type=none".to_string(),
+            format!("--process-max={}", request.processes),
+            "--log-level-console=detail".to_string(),
+            "--log-level-stderr=off".to_string(),
+        ];
+        if delta {
+            words.push("--delta".to_string());
+        }
+        for (name, path) in &request.tablespaces {
+            words.push(format!("--tablespace-map={name}={}", path.display()));
+        }
+        if let Some(path) = &request.tablespaces_below {
+            words.push(format!("--tablespace-map-all={}", path.display()));
+        }
+        // pgBackRest wants to hear nothing of those.
+        let named = request.databases.iter().filter(|it| !BUILT_IN.contains(&it.as_str()));
+        for database in named {
+            words.push(format!("--db-include={database}"));
+        }
+        words.push("restore".to_string());
+        let total = planned.plan.restore_bytes;
+        let mut progress = Progress::begin("restore", total, request.is_quiet);
+        let mut command = Command::new(&request.place.pgbackrest);
+        command.args(&words).env_clear().envs(allowed(std::env::vars_os()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        tether(&mut command);
+        let mut child = command.spawn().map_err(|error| {
+            Refusal::new(format!("could not run pgBackRest: {error}"), "Install pgBackRest.")
+        })?;
+        let mut output = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let (Some(percent), Some(total)) = (percent_in(&line), total) {
+                    progress.at((total as f64 * percent / 100.0) as u64);
+                }
+                // Every file has a line.
+                if !line.contains(" DETAIL: ") {
+                    output += &line;
+                    output.push('\n');
+                }
+            }
+        }
+        let status = child.wait().map_err(|error| Refusal::new(error.to_string(), ""))?;
+        if !status.success() {
+            use std::os::unix::process::ExitStatusExt;
+            let verdict = exit::judge(status.code(), status.signal(), &output);
+            let older = self.instead_of_damaged(planned, &into, &output).unwrap_or_default();
+            return Err(Refusal::new(
+                format!(
+                    "pgBackRest could not restore {}: {}",
+                    planned.plan.backup, verdict.message
+                ),
+                format!("{} {older}", verdict.hint.unwrap_or_default()).trim().to_string(),
+            ));
+        }
+        let bytes = total.unwrap_or(0);
+        phases.restore = progress.end(bytes);
+        phases.restored_bytes = bytes;
+        Ok(())
+    }
+
+    /// Tablespaces by name, and where each goes to.
+    pub(super) fn tablespace_targets(&self, manifest: &Manifest) -> Vec<(String, PathBuf)> {
+        let targets = manifest.tablespaces.iter().map(|it| {
+            let is_mapped = |(name, _): &&(String, PathBuf)| *name == it.name || *name == it.id;
+            let mapped = self.request.tablespaces.iter().find(is_mapped);
+            let path = match (mapped, &self.request.tablespaces_below) {
+                (Some((_, path)), _) => path.clone(),
+                (None, Some(below)) => below.join(&it.name),
+                (None, None) => PathBuf::from(&it.path),
+            };
+            (it.name.clone(), path)
+        });
+        targets.collect()
+    }
+
+    /// What to do if pgBackRest has found a damaged file: which backup needs none of it.
+    pub(super) fn instead_of_damaged(
+        &self,
+        planned: &Planned,
+        into: &Path,
+        output: &str,
+    ) -> Option<String> {
+        let (source, stanza) = (&planned.source, &planned.source.stanza);
+        let label = &planned.plan.backup;
+        let text = manifest_text(source, label).ok()??;
+        let text = String::from_utf8_lossy(&text);
+        let mut damaged: Vec<String> = damaged_files(output, into)
+            .iter()
+            .filter_map(|name| stored_at(&text, label, name))
+            .collect();
+        damaged.dedup();
+        if damaged.is_empty() {
+            return None;
+        }
+        // What was fetched may have been damaged on its way: it must not be taken for whole.
+        if source.remote.is_some() {
+            for path in &damaged {
+                let fetched = self.work.repository().join(format!("backup/{stanza}/{path}"));
+                let _ = fs::remove_file(fetched);
+            }
+        }
+        let mut catalog = planned.catalog.clone();
+        for (label, _) in damaged.iter().filter_map(|path| path.split_once('/')) {
+            catalog.unusable.insert(label.to_string(), "a file of it is damaged".to_string());
+        }
+        let target = Target { backup: None, ..self.request.target.clone() };
+        let programs =
+            Programs::find(&planned.plan.version, self.request.bindir.as_deref()).ok()?;
+        let mut dump = Dump {
+            source: Arc::clone(&planned.source),
+            shelf: planned.shelf.clone(),
+            program: programs.program("pg_waldump"),
+            directory: self.work.look(),
+        };
+        let older = plan(&catalog, &target, &mut dump, Utc::now(), None);
+        let files = damaged.join("\", \"");
+        let what = format!("\"{files}\" at {} is damaged", source.name());
+        Some(match older {
+            Ok(older) => {
+                format!("{what}; a backup that does not need it: --backup {}.", older.backup)
+            }
+            Err(_) => format!("{what}, and no other backup leads to the target."),
+        })
+    }
+
+    pub(super) fn configuration(
+        &self,
+        remote: &crate::ship::Remote,
+    ) -> Result<Option<PathBuf>, Refusal> {
+        // An interrupted restore may have brought it back already.
+        match self.known_configuration() {
+            Some(known) => Ok(Some(known)),
+            None => configuration::bring_back(remote, &self.request.data, &self.work),
+        }
+    }
+
+    pub(super) fn known_configuration(&self) -> Option<PathBuf> {
+        configuration::known(&self.work)
+    }
+}
+
+/// The per cent in a line such as `restore file /d/base/1/1 (8KB, 12.34%) checksum x`.
+fn percent_in(line: &str) -> Option<f64> {
+    let (before, _) = line.split_once("%)")?;
+    before.rsplit([' ', ',', '(']).next()?.parse().ok()
+}
+
+/// The files that pgBackRest says it could not restore into a directory, as a manifest names them;
+/// none where that is no fault of the backup.
+fn damaged_files(output: &str, into: &Path) -> Vec<String> {
+    let faultless = ["No space left", "unable to write", "unable to open", "unable to create"];
+    let lines = output.lines().filter(|line| !faultless.iter().any(|word| line.contains(word)));
+    let files = lines.filter_map(|line| {
+        let (_, rest) = line.split_once("error restoring '")?;
+        let path = Path::new(rest.split_once('\'')?.0).strip_prefix(into).ok()?;
+        let path = path.to_string_lossy();
+        Some(if path.starts_with("pg_tblspc/") {
+            path.into_owned()
+        } else {
+            format!("pg_data/{path}")
+        })
+    });
+    files.collect()
+}

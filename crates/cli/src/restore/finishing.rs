@@ -1,0 +1,264 @@
+//! Finishes a restore: a copy or the original's heir, the local repository, the server's start.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use chrono::Utc;
+use nrt_core::layout;
+use nrt_core::offsite::HEARTBEAT;
+use nrt_core::offsite::owner::{self, Owner};
+use nrt_core::restore::Refusal;
+use nrt_core::restore::plan::Plan;
+use nrt_process::allowed;
+
+use super::planning::Planned;
+use super::server::Programs;
+use super::{KEPT, Report, Run, config_words, place};
+
+/// A sign of life of another instance is waited for so long.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(HEARTBEAT as u64 + 5);
+/// How long a remote is asked whether the original lives.
+const ASKING: Duration = Duration::from_secs(60);
+
+impl Run<'_> {
+    /// Keeps a copy from writing to the places of its original.
+    pub(super) fn leave_the_original_alone(
+        &self,
+        planned: &Planned,
+        report: &mut Report,
+    ) -> Result<(), Refusal> {
+        report.copy_of = self.copy_of(planned)?;
+        match report.copy_of {
+            Some(_) => self.auto_conf(&[("archive_mode", "off".to_string())]),
+            None => Ok(()),
+        }
+    }
+
+    /// Why what is restored is only a copy, if the original lives.
+    pub(super) fn copy_of(&self, planned: &Planned) -> Result<Option<String>, Refusal> {
+        match self.request.is_copy {
+            Some(true) => return Ok(Some("it was restored as a copy (--copy)".to_string())),
+            Some(false) => return Ok(None),
+            None => {}
+        }
+        let original = planned.manifest.as_ref().and_then(|it| it.data_directory.clone());
+        if let Some(original) = original
+            && Path::new(&original) != self.request.data
+            && place::runs(Path::new(&original))
+            && planned.source.remote.is_none()
+        {
+            return Ok(Some(format!("the original runs in \"{original}\"")));
+        }
+        let (Some(remote), Some(first)) = (&planned.source.remote, &planned.owner) else {
+            return Ok(None);
+        };
+        let recent = (Utc::now() - first.heartbeat).num_seconds().unsigned_abs() < 600;
+        if recent && !self.request.is_quiet {
+            let left = SIGN_OF_LIFE.saturating_sub(planned.read_at.elapsed()).as_secs();
+            eprintln!(
+                "    wait: {left} s for a sign of life of the original on \"{}\"",
+                first.host
+            );
+        }
+        let mut failing_since = None;
+        loop {
+            let now = match remote.get(owner::FILE) {
+                Ok(now) => now,
+                Err(refusal) => {
+                    let since = *failing_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= ASKING {
+                        // It is recovered, and does no harm as a copy.
+                        return Ok(Some(format!(
+                            "whether the original lives cannot be found out: {refusal}"
+                        )));
+                    }
+                    remote.forget();
+                    thread::sleep(Duration::from_secs(1));
+                    continue;
+                }
+            };
+            let now = now.and_then(|it| serde_json::from_slice::<Owner>(&it).ok());
+            if now.is_some_and(|now| now.instance == first.instance && now != *first) {
+                return Ok(Some(format!("the original on host \"{}\" is alive", first.host)));
+            }
+            if !recent || planned.read_at.elapsed() >= SIGN_OF_LIFE {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    /// Refuses to replay what would write into the tablespaces of the original: those that it got
+    /// after the backup were mapped to nowhere, and WAL has their own places.
+    pub(super) fn spare_original(&self, plan: &Plan) -> Result<(), Refusal> {
+        let Some(original) = &self.request.original else { return Ok(()) };
+        let links = |data: &Path| -> Vec<PathBuf> {
+            let entries = fs::read_dir(data.join("pg_tblspc"));
+            entries.into_iter().flatten().flatten().map(|it| it.path()).collect()
+        };
+        let restored = links(&self.request.data);
+        let is_new = |link: &&PathBuf| {
+            fs::read_link(link).is_ok_and(|it| it.is_absolute())
+                && !restored.iter().any(|it| it.file_name() == link.file_name())
+        };
+        let Some(link) = links(original).into_iter().find(|link| is_new(&link)) else {
+            return Ok(());
+        };
+        let place = fs::read_link(&link).unwrap_or(link);
+        Err(Refusal::new(
+            format!(
+                "the tablespace in \"{}\" was created after the backup {} had begun: to replay \
+                 that would write into it",
+                place.display(),
+                plan.backup
+            ),
+            "Take a backup with SELECT nrt_backup_now(), and begin with that.",
+        ))
+    }
+
+    /// After the promotion: what the server and its worker find.
+    pub(super) fn finish(
+        &self,
+        planned: &Planned,
+        programs: &Programs,
+        report: &mut Report,
+    ) -> Result<(), Refusal> {
+        let data = &self.request.data;
+        let state = data.join(layout::STATE_DIRECTORY);
+        let problem = |error: std::io::Error| {
+            Refusal::new(format!("\"{}\" cannot be written to: {error}", state.display()), "")
+        };
+        let config = config_words(report.configuration.as_deref());
+        if planned.source.remote.is_some() && report.copy_of.is_none() {
+            let place = programs
+                .setting(data, &config, "nrt_backup.repository")
+                .unwrap_or_else(|| "/var/lib/pgbackrest".to_string());
+            if let Some(note) = self.keep_repository(planned, Path::new(&place)) {
+                report.notes.push(note);
+            }
+        }
+        self.mark(report)?;
+        match fs::remove_file(state.join(layout::RECOVERING)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(problem(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leaves behind where the data directory came from.
+    pub(super) fn mark(&self, report: &Report) -> Result<(), Refusal> {
+        let plan = &report.plan;
+        let recovered = report.recovered.as_ref();
+        let end = plan.wal.last().map(|it| it.to).unwrap_or_default();
+        let restored = layout::Restored {
+            at: Utc::now(),
+            backup: plan.backup.clone(),
+            source: plan.source.clone(),
+            timeline: recovered.map_or(plan.timeline, |it| it.timeline),
+            lsn: recovered.map_or(end, |it| it.lsn),
+            last_commit: recovered.and_then(|it| it.last_commit),
+            is_copy: report.copy_of.is_some(),
+            full_taken: None,
+        };
+        let text = serde_json::to_vec(&restored).unwrap_or_default();
+        let path = self.request.data.join(layout::STATE_DIRECTORY).join(layout::RESTORED);
+        nrt_process::files::write_atomically(&path, &text).map_err(|error| {
+            Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
+        })
+    }
+
+    /// Makes what was fetched the local repository, where there is none yet: so the chain need not
+    /// be fetched again, and the archive goes on where it was.
+    pub(super) fn keep_repository(&self, planned: &Planned, place: &Path) -> Option<String> {
+        let stanza = &planned.source.stanza;
+        let is_there = |kind: &str| place.join(kind).join(stanza).exists();
+        // An interrupted restore may have brought a part of it.
+        let is_ours = self.work.read::<PathBuf>(KEPT).is_some_and(|known| known == place);
+        if !is_ours && (is_there("backup") || is_there("archive")) {
+            return Some(format!(
+                "\"{}\" holds a repository of stanza \"{stanza}\" already, which is left as it is",
+                place.display()
+            ));
+        }
+        if let Err(error) = self.work.write(KEPT, &place) {
+            return Some(format!("the fetched repository could not be kept: {error:#}"));
+        }
+        let left = ["archive", "backup"].into_iter().filter(|kind| !is_there(kind));
+        let moved = left.into_iter().try_for_each(|kind| {
+            let parent = place.join(kind);
+            fs::DirBuilder::new().mode(0o750).recursive(true).create(&parent)?;
+            carry(&self.work.repository().join(kind).join(stanza), &parent.join(stanza))
+        });
+        match moved {
+            Ok(()) => None,
+            Err(error) => Some(format!(
+                "the fetched repository could not be kept in \"{}\": {error}; the next backup is a \
+                 full one all the same",
+                place.display()
+            )),
+        }
+    }
+
+    /// Starts the server as it is started from now on.
+    pub(super) fn start(&self, programs: &Programs, report: &mut Report) -> Result<(), Refusal> {
+        let data = &self.request.data;
+        let log = data.join(layout::STATE_DIRECTORY).join("log");
+        let _ = fs::DirBuilder::new().mode(0o700).recursive(true).create(&log);
+        let log = log.join("start.log");
+        let mut command = Command::new(programs.program("pg_ctl"));
+        command.arg("-D").arg(data).arg("-w").arg("-t").arg("86400").arg("-l").arg(&log);
+        if let Some(path) = &report.configuration {
+            let path = path.to_string_lossy().replace('\'', "'\\''");
+            command.arg("-o").arg(format!("-c 'config_file={path}'"));
+        }
+        command.arg("start").env_clear().envs(allowed(std::env::vars_os()));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = command.status();
+        match status {
+            Ok(status) if status.success() => {
+                report.is_running = true;
+                Ok(())
+            }
+            other => {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let words = text.lines().rfind(|line| line.contains("FATAL"));
+                let words = words.map_or_else(|| format!("{other:?}"), str::to_string);
+                Err(Refusal::new(
+                    format!("the cluster is restored, but its server does not start: {words}"),
+                    format!(
+                        "Mend the configuration and start it; its log is \"{}\".",
+                        log.display()
+                    ),
+                ))
+            }
+        }
+    }
+}
+
+/// Moves a directory, also to another file system.
+fn carry(from: &Path, to: &Path) -> std::io::Result<()> {
+    if fs::rename(from, to).is_ok() {
+        return Ok(());
+    }
+    // Whole, or not at all under its name.
+    let partial = to.with_extension("nrt-partial");
+    let _ = fs::remove_dir_all(&partial);
+    copy(from, &partial)?;
+    fs::rename(&partial, to)
+}
+
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().mode(0o750).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,433 @@
+//! Restores a cluster: plans, fetches, restores, recovers, and starts it.
+//!
+//! ```text
+//! Place ──► Source ──► Catalog ──► Plan            nothing is touched up to here
+//!   fetch    the chain of backups, into the work directory
+//!   restore  pgBackRest, into the data directory
+//!   replay   PostgreSQL, privately; Ahead gets the WAL before wal-get is asked for it
+//!   finish   configuration, the local repository, the server's own start
+//! ```
+//!
+//! Whatever interrupts it, the same command goes on: what was fetched is kept in the work
+//! directory, what was restored is compared by pgBackRest.
+
+mod configuration;
+mod filling;
+mod finishing;
+mod place;
+mod planning;
+mod progress;
+mod read;
+mod recovery;
+mod server;
+mod source;
+mod wal;
+mod wal_get;
+mod waldump;
+mod work;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::Utc;
+use nrt_core::lsn::Lsn;
+use nrt_core::restore::Refusal;
+use nrt_core::restore::drill::{Phases, Recovered};
+use nrt_core::restore::plan::Plan;
+use nrt_core::restore::target::{Action, Target};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use place::Existing;
+pub(crate) use planning::{Planned, look, make_plan};
+pub(crate) use server::{Private, Programs};
+pub(crate) use source::{Kind, Place};
+pub(crate) use wal_get::wal_get;
+use work::Held;
+pub(crate) use work::Work;
+
+use place::Begun;
+pub(crate) use read::OwnWal;
+use wal::{SHELF, Shelved};
+
+/// How many times another backup is chosen because something of the best one is missing.
+const CHOICES: usize = 20;
+/// What a restore has come to, in the work directory, for one that goes on with it.
+const DONE: &str = "done.json";
+/// Which repository what was fetched is brought to, in the work directory.
+const KEPT: &str = "kept.json";
+/// Which WAL of the cluster that is replaced is in the work directory.
+const OWN: &str = "own.json";
+/// How long `wal-get` tries by itself before PostgreSQL has to.
+const TRYING: Duration = Duration::from_secs(10);
+/// What happens after pgBackRest's restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Nothing: the operator starts the server, which recovers then.
+    No,
+    /// It recovers, and is stopped again.
+    Recover,
+    /// It recovers, and is started.
+    Yes,
+}
+
+/// What to restore, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// Where from.
+    pub(crate) place: Place,
+    /// The stanza, if there are several.
+    pub(crate) stanza: Option<String>,
+    /// To which point.
+    pub(crate) target: Target,
+    /// The data directory.
+    pub(crate) data: PathBuf,
+    /// What happens to what is in it.
+    pub(crate) existing: Existing,
+    /// Where it works; beside the data directory if absent.
+    pub(crate) work: Option<PathBuf>,
+    /// Other places for tablespaces: name or id, and directory.
+    pub(crate) tablespaces: Vec<(String, PathBuf)>,
+    /// A directory below which all other tablespaces are; where they were, if absent.
+    pub(crate) tablespaces_below: Option<PathBuf>,
+    /// The databases that are restored; all, if there are none.
+    pub(crate) databases: Vec<String>,
+    /// Where PostgreSQL's programs are.
+    pub(crate) bindir: Option<PathBuf>,
+    /// Processes of pgBackRest's restore.
+    pub(crate) processes: u32,
+    /// What happens then.
+    pub(crate) start: Start,
+    /// Whether it is a copy that lives beside its original: neither archives nor ships. `None`: as
+    /// it turns out.
+    pub(crate) is_copy: Option<bool>,
+    /// Settings of the server while it recovers, whatever its configuration says.
+    pub(crate) settings: Vec<(&'static str, String)>,
+    /// The original's data directory, if it lives on this machine and must be left alone.
+    pub(crate) original: Option<PathBuf>,
+    /// The phases of the last restore on this machine.
+    pub(crate) rates: Option<Phases>,
+    /// Nothing is printed but the outcome.
+    pub(crate) is_quiet: bool,
+}
+
+/// What a restore came to.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// What was done.
+    pub(crate) plan: Plan,
+    /// Where it ended; `None` if nothing was started.
+    pub(crate) recovered: Option<Recovered>,
+    /// How long it took.
+    pub(crate) phases: Phases,
+    /// Where what was in the data directory is now.
+    pub(crate) aside: Option<PathBuf>,
+    /// With what the server is started, if its configuration lay elsewhere.
+    pub(crate) configuration: Option<PathBuf>,
+    /// Whether the server runs.
+    pub(crate) is_running: bool,
+    /// Why it neither archives nor ships, if so.
+    pub(crate) copy_of: Option<String>,
+    /// What else the operator should know.
+    pub(crate) notes: Vec<String>,
+}
+
+/// A restore that has recovered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Done {
+    plan: Plan,
+    recovered: Recovered,
+    phases: Phases,
+    /// What is left is to start the server.
+    finished: Option<Finished>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Finished {
+    copy_of: Option<String>,
+    configuration: Option<PathBuf>,
+    notes: Vec<String>,
+}
+
+/// WAL of the cluster that is replaced, as far as it was kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    timeline: u32,
+    flushed: Lsn,
+    system_id: Option<u64>,
+}
+
+/// An error whose text has a hint.
+pub(crate) fn told(error: anyhow::Error) -> Refusal {
+    let text = format!("{error:#}");
+    match text.split_once("\nHINT: ") {
+        Some((message, hint)) => Refusal::new(message, hint),
+        None => Refusal::new(text, ""),
+    }
+}
+
+/// The directory in which a restore into `data` works, unless one is named.
+pub(crate) fn work_directory(data: &Path) -> PathBuf {
+    let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    data.with_file_name(format!(".{name}.nrt-restore"))
+}
+
+/// Restores.
+///
+/// # Errors
+///
+/// Why not. Before the plan is made nothing is touched; after that, the same request goes on where
+/// it was interrupted.
+pub(crate) fn run(
+    request: &Request,
+    show: &mut dyn FnMut(&Plan) -> Result<(), Refusal>,
+) -> Result<Report, Refusal> {
+    refuse_root()?;
+    let directory = request.work.clone().unwrap_or_else(|| work_directory(&request.data));
+    let work = Work::make(&directory).map_err(told)?;
+    let held = work.hold().map_err(told)?;
+    let outcome = Run { request, work: work.clone() }.run(held, show);
+    match &outcome {
+        // Later, `wal-get` reads what is in it.
+        Ok(report) if request.start == Start::No || waits(&report.plan) => {}
+        Ok(_) => work.remove(),
+        Err(_) if work.is_of_use() => {}
+        // Nothing was begun.
+        Err(_) => work.remove(),
+    }
+    outcome
+}
+
+/// Refuses to go on as root: what it made would be of no use to the server.
+pub(crate) fn refuse_root() -> Result<(), Refusal> {
+    if rustix::process::geteuid().is_root() {
+        return Err(Refusal::new(
+            "PostgreSQL refuses to run as root",
+            "Run this as the server's user: runuser -u postgres -- nrt-backup restore ...",
+        ));
+    }
+    Ok(())
+}
+
+fn waits(plan: &Plan) -> bool {
+    plan.target.action != Action::Promote
+}
+
+struct Run<'a> {
+    request: &'a Request,
+    work: Work,
+}
+
+impl Run<'_> {
+    fn run(
+        &self,
+        held: Held,
+        show: &mut dyn FnMut(&Plan) -> Result<(), Refusal>,
+    ) -> Result<Report, Refusal> {
+        let request = self.request;
+        let data = &request.data;
+        let begun = place::begun(&self.work, data);
+        let done = begun.as_ref().and_then(|_| self.work.read::<Done>(DONE));
+        let done = done.filter(|done| done.plan.target == request.target);
+        if let (Some(begun), Some(done)) = (&begun, &done)
+            && let Some(finished) = &done.finished
+        {
+            let programs = Programs::find(&done.plan.version, request.bindir.as_deref())?;
+            return self.only_start(begun, done, finished, &programs);
+        }
+        if begun.is_some() {
+            // A killed restore takes its server along, which needs a moment.
+            place::wait_for_stragglers(&self.work, data)?;
+        }
+        place::check(data, request.existing, begun.as_ref())?;
+        place::wait_for_stragglers(&self.work, data)?;
+        self.work.forget_wal().map_err(told)?;
+        // WAL of the cluster that is replaced and that was never archived is the newest there is.
+        let (pg_wal, kept) = (data.join("pg_wal"), self.work.own());
+        let own = match &begun {
+            None => self.own_wal(&pg_wal)?,
+            Some(_) => self.work.read::<Kept>(OWN).map(|it| OwnWal {
+                directory: &kept,
+                timeline: it.timeline,
+                flushed: it.flushed,
+                system_id: it.system_id,
+            }),
+        };
+        let planned = make_plan(
+            &request.place,
+            request.stanza.as_deref(),
+            &request.target,
+            data,
+            &self.work,
+            own.as_ref(),
+            request.bindir.as_deref(),
+            request.rates.as_ref(),
+        )?;
+        let programs = Programs::find(&planned.plan.version, request.bindir.as_deref())?;
+        self.check_names(&planned)?;
+        self.check_tablespaces(&planned, begun.is_some())?;
+        show(done.as_ref().map_or(&planned.plan, |done| &done.plan))?;
+
+        let mut report = Report {
+            plan: planned.plan.clone(),
+            recovered: None,
+            phases: Phases { plan: planned.seconds, ..Phases::default() },
+            aside: None,
+            configuration: None,
+            is_running: false,
+            copy_of: None,
+            notes: Vec::new(),
+        };
+        if let (Some(begun), Some(done)) = (&begun, done) {
+            report.aside.clone_from(&begun.aside);
+            report.configuration = self.known_configuration();
+            (report.plan, report.phases) = (done.plan, done.phases);
+            report.recovered = Some(done.recovered);
+            return self.promoted(&planned, &programs, report);
+        }
+        self.work.begin_to_fetch().map_err(told)?;
+        self.fetch(&planned, &mut report.phases)?;
+        let mut shelf = planned.shelf.clone();
+        if let (Some(own), Some(_)) = (&own, &shelf.pg_wal) {
+            if begun.is_none() {
+                self.keep_own_wal(own, &shelf)?;
+            }
+            shelf.pg_wal = Some(kept.clone());
+        }
+        let now = Utc::now();
+        let begun = match begun {
+            Some(begun) => {
+                let mut begun = begun;
+                begun.backup.clone_from(&planned.plan.backup);
+                begun.make_room(&self.work)?;
+                begun
+            }
+            None => place::prepare(&self.work, data, request.existing, &planned.plan.backup, now)?,
+        };
+        report.aside.clone_from(&begun.aside);
+        self.restore(&planned, &begun, &mut report.phases, now)?;
+        begun.move_up()?;
+        report.configuration = match &planned.source.remote {
+            Some(remote) => self.configuration(remote)?,
+            None => None,
+        };
+        let place = request.place.clone();
+        let shelved = Shelved { place, stanza: planned.source.stanza.clone(), shelf };
+        self.work.write(SHELF, &shelved).map_err(told)?;
+        self.prepare_recovery()?;
+
+        let path = self.work.path().display();
+        match (request.start, planned.plan.target.action) {
+            (Start::No, _) => {
+                self.leave_the_original_alone(&planned, &mut report)?;
+                self.write_settings(&planned.plan, planned.plan.target.action)?;
+                self.mark(&report)?;
+                report.notes.push(format!(
+                    "recovery runs when the server is started; it needs \"{path}\" until then"
+                ));
+                Ok(report)
+            }
+            (start, Action::Pause) => {
+                self.leave_the_original_alone(&planned, &mut report)?;
+                self.write_settings(&planned.plan, Action::Pause)?;
+                self.mark(&report)?;
+                if start == Start::Yes {
+                    // From now on `wal-get` works by itself.
+                    drop(held);
+                    self.start(&programs, &mut report)?;
+                }
+                report.notes.push(format!(
+                    "the server replays up to the target and waits there: look at it, then SELECT \
+                     pg_wal_replay_resume() lets it take writes. It needs \"{path}\" until then"
+                ));
+                Ok(report)
+            }
+            (_, action) => {
+                let config = config_words(report.configuration.as_deref());
+                self.spare_original(&planned.plan)?;
+                let (private, phase) =
+                    self.recover(&planned, &shelved.shelf, &programs, &config)?;
+                report.phases.replay = phase;
+                report.phases.replayed_bytes = planned.plan.wal_bytes;
+                let recovered = self.recovered(&planned.plan, &programs, private)?;
+                report.recovered = Some(recovered.clone());
+                if action == Action::Promote {
+                    let done = Done {
+                        plan: report.plan.clone(),
+                        recovered,
+                        phases: report.phases,
+                        finished: None,
+                    };
+                    self.work.write(DONE, &done).map_err(told)?;
+                    return self.promoted(&planned, &programs, report);
+                }
+                self.leave_the_original_alone(&planned, &mut report)?;
+                // The next start is the operator's word to go on.
+                self.write_settings(&planned.plan, Action::Promote)?;
+                self.mark(&report)?;
+                report.notes.push(format!(
+                    "the server stopped at the target: started again, it takes writes from there. \
+                     It needs \"{path}\" until then"
+                ));
+                Ok(report)
+            }
+        }
+    }
+
+    /// Ends a restore that has been promoted.
+    fn promoted(
+        &self,
+        planned: &Planned,
+        programs: &Programs,
+        mut report: Report,
+    ) -> Result<Report, Refusal> {
+        // Last: whether the original lives shows by a sign of life that takes its time.
+        self.leave_the_original_alone(planned, &mut report)?;
+        self.finish(planned, programs, &mut report)?;
+        if let Some(recovered) = report.recovered.clone() {
+            let finished = Finished {
+                copy_of: report.copy_of.clone(),
+                configuration: report.configuration.clone(),
+                notes: report.notes.clone(),
+            };
+            let (plan, phases) = (report.plan.clone(), report.phases);
+            let done = Done { plan, recovered, phases, finished: Some(finished) };
+            self.work.write(DONE, &done).map_err(told)?;
+        }
+        if self.request.start == Start::Yes {
+            self.start(programs, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    /// What is left to do of a restore that was interrupted at its very end.
+    fn only_start(
+        &self,
+        begun: &Begun,
+        done: &Done,
+        finished: &Finished,
+        programs: &Programs,
+    ) -> Result<Report, Refusal> {
+        let mut report = Report {
+            plan: done.plan.clone(),
+            recovered: Some(done.recovered.clone()),
+            phases: done.phases,
+            aside: begun.aside.clone(),
+            configuration: finished.configuration.clone(),
+            is_running: place::runs(&self.request.data),
+            copy_of: finished.copy_of.clone(),
+            notes: finished.notes.clone(),
+        };
+        if self.request.start == Start::Yes && !report.is_running {
+            self.start(programs, &mut report)?;
+        }
+        Ok(report)
+    }
+}
+
+fn config_words(configuration: Option<&Path>) -> Vec<OsString> {
+    match configuration {
+        Some(path) => vec!["-c".into(), format!("config_file={}", path.display()).into()],
+        None => Vec::new(),
+    }
+}

@@ -1,0 +1,486 @@
+//! Makes room for the restored cluster, and deletes nothing of what was there.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use chrono::{DateTime, Utc};
+use nrt_core::layout;
+use nrt_core::restore::Refusal;
+use serde::{Deserialize, Serialize};
+
+use super::work::Work;
+
+/// The file of a [`Begun`] in the work directory.
+const BEGUN: &str = "begun.json";
+/// Where a mount point is restored into before it is moved up.
+const BELOW: &str = "restoring";
+/// What a file system of its own may hold.
+const LOST_AND_FOUND: &str = "lost+found";
+/// How long processes of a restore that was killed may take to end.
+const ENDING: Duration = Duration::from_secs(30);
+
+/// What happens to a data directory that is not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// It is refused.
+    Refuse,
+    /// It is moved aside.
+    Replace,
+    /// What is the same as in the backup stays.
+    Delta,
+}
+
+/// A restore that has begun to write into a data directory, for the one that goes on with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Begun {
+    /// The data directory.
+    pub(crate) data: PathBuf,
+    /// Where what was in it is now, or goes to.
+    pub(crate) aside: Option<PathBuf>,
+    /// The backup.
+    pub(crate) backup: String,
+    /// It is restored below itself, beside what was in it: it is a mount point.
+    pub(crate) below: bool,
+    /// It held files that were taken over.
+    pub(crate) delta: bool,
+    /// What was in it is out of the way.
+    is_prepared: bool,
+    /// By which it is known again: another directory of this name is not this restore's.
+    identity: Option<Identity>,
+}
+
+/// What tells a directory from another one that got its name, or its number, later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    /// When it was made, in nanoseconds, where the file system knows.
+    made: Option<u64>,
+}
+
+fn identity(directory: &Path) -> Option<Identity> {
+    let metadata = fs::metadata(directory).ok()?;
+    let made = metadata.created().ok().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
+    let made = made.and_then(|it| u64::try_from(it.as_nanos()).ok());
+    Some(Identity { device: metadata.dev(), inode: metadata.ino(), made })
+}
+
+impl Begun {
+    /// Where pgBackRest restores to.
+    pub(crate) fn directory(&self) -> PathBuf {
+        if self.below {
+            self.data.join(layout::STATE_DIRECTORY).join(BELOW)
+        } else {
+            self.data.clone()
+        }
+    }
+
+    /// Remembers it.
+    pub(crate) fn keep(&self, work: &Work) -> Result<(), Refusal> {
+        work.write(BEGUN, self).map_err(super::told)
+    }
+
+    /// Gets what is in the data directory out of the way; also what is left of it, if that was
+    /// interrupted.
+    pub(crate) fn make_room(&mut self, work: &Work) -> Result<(), Refusal> {
+        if !self.is_prepared {
+            if let Some(aside) = self.aside.clone() {
+                if !self.below && !aside.exists() && fs::rename(&self.data, &aside).is_err() {
+                    // A mount point, or a parent that is not ours: it stays within.
+                    let name = aside.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    let name = name.rsplit('.').next().unwrap_or_default().to_string();
+                    let inside = self.data.join(layout::STATE_DIRECTORY).join(name);
+                    (self.aside, self.below) = (Some(inside), true);
+                    self.keep(work)?;
+                }
+                if let Some(inside) = self.aside.as_deref().filter(|_| self.below) {
+                    move_inside(&self.data, inside)?;
+                }
+            }
+            make(&self.data)?;
+            self.is_prepared = true;
+            self.identity = identity(&self.data);
+            self.keep(work)?;
+        }
+        if self.below {
+            make(&self.directory())?;
+            self.move_down()?;
+        }
+        Ok(())
+    }
+
+    /// Takes back below what an interrupted restore had taken up: what pgBackRest works on must
+    /// not hold what was there before.
+    fn move_down(&self) -> Result<(), Refusal> {
+        let to = self.directory();
+        for name in names(&self.data).map_err(|it| unusable(&self.data, &it))? {
+            if name != layout::STATE_DIRECTORY && name != LOST_AND_FOUND {
+                fs::rename(self.data.join(&name), to.join(&name))
+                    .map_err(|it| unusable(&to, &it))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what was restored below a mount point to its place.
+    pub(crate) fn move_up(&self) -> Result<(), Refusal> {
+        if !self.below {
+            return Ok(());
+        }
+        let from = self.directory();
+        for name in names(&from).map_err(|it| unusable(&from, &it))? {
+            // The state of the original is not this cluster's.
+            if name != layout::STATE_DIRECTORY {
+                let to = self.data.join(&name);
+                fs::rename(from.join(&name), &to).map_err(|it| unusable(&to, &it))?;
+            }
+        }
+        fs::remove_dir_all(&from).map_err(|it| unusable(&from, &it))
+    }
+}
+
+/// What a restore into this directory that was interrupted has left, if there is one.
+pub(crate) fn begun(work: &Work, data: &Path) -> Option<Begun> {
+    let begun = work.read::<Begun>(BEGUN).filter(|begun| begun.data == data)?;
+    let is_ours = if begun.is_prepared {
+        identity(data) == begun.identity
+    } else {
+        // Until something was moved, nothing has begun.
+        begun.aside.as_ref().is_some_and(|aside| aside.exists())
+    };
+    is_ours.then_some(begun)
+}
+
+/// Waits until no process of an interrupted restore is left: it might still write.
+pub(crate) fn wait_for_stragglers(work: &Work, data: &Path) -> Result<(), Refusal> {
+    let begin = Instant::now();
+    loop {
+        let left = stragglers(work, data);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if begin.elapsed() > ENDING {
+            let numbers: Vec<String> = left.iter().map(u32::to_string).collect();
+            return Err(Refusal::new(
+                format!(
+                    "processes of a server, or of an earlier restore, still work in \"{}\": {}",
+                    data.display(),
+                    numbers.join(", ")
+                ),
+                "Wait until they have ended, or end them.",
+            ));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The processes that may write into a data directory: servers' that stand in it, and pgBackRest's
+/// that belong to this work directory.
+fn stragglers(work: &Work, data: &Path) -> Vec<u32> {
+    let config = work.config();
+    let config = config.as_os_str().as_bytes();
+    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let command = fs::read_to_string(entry.path().join("comm")).ok()?;
+        let is_left = match command.trim() {
+            "postgres" | "postmaster" => {
+                fs::read_link(entry.path().join("cwd")).is_ok_and(|it| it == data)
+            }
+            "pgbackrest" => fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|words| words.windows(config.len()).any(|it| it == config)),
+            _ => false,
+        };
+        is_left.then_some(pid)
+    });
+    numbers.collect()
+}
+
+/// Refuses what must not be written to. Changes nothing.
+pub(crate) fn check(data: &Path, existing: Existing, begun: Option<&Begun>) -> Result<(), Refusal> {
+    if runs(data) {
+        return Err(Refusal::new(
+            format!("a server runs in \"{}\"", data.display()),
+            "Stop it first, or restore to another directory (-D).",
+        ));
+    }
+    let found = names(data).map_err(|error| unusable(data, &error))?;
+    let known = begun.is_some();
+    match existing {
+        _ if found.is_empty() || known => Ok(()),
+        Existing::Replace => Ok(()),
+        Existing::Delta if data.join("PG_VERSION").is_file() => Ok(()),
+        Existing::Delta => Err(Refusal::new(
+            format!("\"{}\" holds no cluster that --delta could use", data.display()),
+            "Restore with --replace, which moves what is there aside, or to another directory.",
+        )),
+        Existing::Refuse => Err(Refusal::new(
+            format!("\"{}\" is not empty", data.display()),
+            "Use --replace to move what is there aside, --delta to use what of it is the same, or \
+             another directory (-D).",
+        )),
+    }
+}
+
+/// Makes the data directory ready for pgBackRest, and tells where what was in it is now.
+pub(crate) fn prepare(
+    work: &Work,
+    data: &Path,
+    existing: Existing,
+    backup: &str,
+    now: DateTime<Utc>,
+) -> Result<Begun, Refusal> {
+    let mut begun = Begun {
+        data: data.to_path_buf(),
+        aside: None,
+        backup: backup.to_string(),
+        below: false,
+        delta: existing == Existing::Delta,
+        is_prepared: false,
+        identity: None,
+    };
+    let is_empty = names(data).map_err(|error| unusable(data, &error))?.is_empty();
+    if is_empty {
+        begun.delta = false;
+    } else if existing == Existing::Replace {
+        let stamp = now.format("%Y%m%d-%H%M%S");
+        let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        begun.aside = Some(data.with_file_name(format!("{name}.before-restore-{stamp}")));
+    }
+    // First of all: where things are moved to must be known if that is interrupted.
+    begun.keep(work)?;
+    begun.make_room(work)?;
+    Ok(begun)
+}
+
+fn move_inside(data: &Path, inside: &Path) -> Result<(), Refusal> {
+    let state = data.join(layout::STATE_DIRECTORY);
+    make(&state)?;
+    make(inside)?;
+    for name in names(data).map_err(|error| unusable(data, &error))? {
+        if name != layout::STATE_DIRECTORY && name != LOST_AND_FOUND {
+            let to = inside.join(&name);
+            fs::rename(data.join(&name), &to).map_err(|it| unusable(&to, &it))?;
+        }
+    }
+    // The worker's own files belong to what was there, too.
+    let old = inside.join(layout::STATE_DIRECTORY);
+    make(&old)?;
+    for name in names(&state).map_err(|error| unusable(&state, &error))? {
+        if !name.starts_with("before-restore-") {
+            let to = old.join(&name);
+            fs::rename(state.join(&name), &to).map_err(|it| unusable(&to, &it))?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves tablespace directories aside that are about to be restored into, and has the links of the
+/// cluster that was moved aside follow them.
+pub(crate) fn move_tablespaces(
+    begun: &Begun,
+    targets: &[PathBuf],
+    now: DateTime<Utc>,
+) -> Result<(), Refusal> {
+    let Some(aside) = &begun.aside else { return Ok(()) };
+    let stamp = now.format("%Y%m%d-%H%M%S");
+    for target in targets {
+        if names(target).map_err(|error| unusable(target, &error))?.is_empty() {
+            continue;
+        }
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let beside = target.with_file_name(format!("{name}.before-restore-{stamp}"));
+        fs::rename(target, &beside).map_err(|error| {
+            Refusal::new(
+                format!("tablespace \"{}\" cannot be moved aside: {error}", target.display()),
+                "Map it to another directory with --tablespace-map.",
+            )
+        })?;
+        make(target)?;
+        let links = aside.join("pg_tblspc");
+        for link in names(&links).unwrap_or_default() {
+            let link = links.join(link);
+            if fs::read_link(&link).is_ok_and(|it| it == *target) {
+                let moved = fs::remove_file(&link).and_then(|()| symlink(&beside, &link));
+                moved.map_err(|error| unusable(&link, &error))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a tablespace can be restored into a directory: it is empty, or holds one of the cluster
+/// in `replaced`, and is moved aside with that.
+pub(crate) fn is_free(directory: &Path, replaced: Option<&PathBuf>) -> Result<bool, Refusal> {
+    if names(directory).map_err(|error| unusable(directory, &error))?.is_empty() {
+        return Ok(true);
+    }
+    let links = replaced.map(|data| data.join("pg_tblspc")).unwrap_or_default();
+    let names = names(&links).unwrap_or_default();
+    Ok(names.iter().any(|name| fs::read_link(links.join(name)).is_ok_and(|it| it == *directory)))
+}
+
+/// Empties a directory in which an interrupted restore left too little to go on with, except for
+/// what was in it before and is kept within.
+pub(crate) fn clear(directory: &Path, aside: Option<&Path>) -> Result<(), Refusal> {
+    for name in names(directory).map_err(|error| unusable(directory, &error))? {
+        let path = directory.join(&name);
+        if aside.is_some_and(|aside| aside.starts_with(&path)) {
+            continue;
+        }
+        let is_directory = fs::symlink_metadata(&path).is_ok_and(|it| it.is_dir());
+        let removed = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|error| unusable(&path, &error))?;
+    }
+    Ok(())
+}
+
+/// Whether a server runs in a data directory.
+pub(crate) fn runs(data: &Path) -> bool {
+    let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let pid = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok());
+    pid.is_some_and(|pid| {
+        // A number that was given to another program since says nothing.
+        let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // One that has ended, and that nobody has waited for yet, runs no more.
+        let has_ended = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z'));
+        matches!(command.trim(), "postgres" | "postmaster") && !has_ended
+    })
+}
+
+fn make(directory: &Path) -> Result<(), Refusal> {
+    let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(directory);
+    made.map_err(|error| unusable(directory, &error))
+}
+
+/// The names in a directory, sorted; none if it is not there.
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let names = entries.map(|entry| entry.map(|it| it.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<io::Result<Vec<String>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Refusal {
+    Refusal::new(
+        format!("\"{}\" cannot be used: {error}", path.display()),
+        "Run this as the server's user, and see that its disk is there and has room.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn work(root: &Path) -> Work {
+        Work::make(&root.join("work")).expect("made")
+    }
+
+    fn cluster(data: &Path) {
+        fs::create_dir_all(data.join("base")).expect("made");
+        fs::write(data.join("PG_VERSION"), "15").expect("written");
+        fs::create_dir_all(data.join("nrt_backup")).expect("made");
+        fs::write(data.join("nrt_backup/state.json"), "{}").expect("written");
+    }
+
+    #[test]
+    fn nothing_that_was_there_is_lost() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, work) = (root.path().join("data"), work(root.path()));
+        cluster(&data);
+        assert!(check(&data, Existing::Refuse, None).is_err());
+        assert!(check(&data, Existing::Replace, None).is_ok());
+        assert!(check(&data, Existing::Delta, None).is_ok());
+        let begun = prepare(&work, &data, Existing::Replace, "b", Utc::now()).expect("prepared");
+        let aside = begun.aside.clone().expect("it was moved");
+        assert!(
+            aside.join("PG_VERSION").is_file() && aside.join("nrt_backup/state.json").is_file()
+        );
+        assert!(names(&data).expect("listed").is_empty());
+        assert_eq!(super::begun(&work, &data), Some(begun));
+        assert_eq!(super::begun(&work, root.path()), None);
+        // What has this name later is somebody else's.
+        fs::rename(&data, root.path().join("kept")).expect("renamed");
+        cluster(&data);
+        assert_eq!(super::begun(&work, &data), None);
+    }
+
+    #[test]
+    fn what_was_moved_aside_is_found_again_wherever_it_was_interrupted() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, work) = (root.path().join("data"), work(root.path()));
+        cluster(&data);
+        let begun = prepare(&work, &data, Existing::Replace, "b", Utc::now()).expect("prepared");
+        let aside = begun.aside.clone().expect("it was moved");
+        let early = Begun { is_prepared: false, identity: None, ..begun };
+        early.keep(&work).expect("kept");
+        // Right behind the move.
+        fs::remove_dir(&data).expect("empty");
+        let mut found = super::begun(&work, &data).expect("something was moved");
+        found.make_room(&work).expect("it goes on");
+        assert!(found.is_prepared && data.is_dir() && aside.join("PG_VERSION").is_file());
+        // Right before it.
+        fs::remove_dir(&data).expect("empty");
+        fs::rename(&aside, &data).expect("moved back");
+        early.keep(&work).expect("kept");
+        assert_eq!(super::begun(&work, &data), None);
+    }
+
+    #[test]
+    fn a_mount_point_keeps_what_was_in_it_inside() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, work) = (root.path().join("data"), work(root.path()));
+        cluster(&data);
+        let inside = data.join("nrt_backup/before-restore-x");
+        move_inside(&data, &inside).expect("moved");
+        assert!(inside.join("PG_VERSION").is_file());
+        assert!(inside.join("nrt_backup/state.json").is_file());
+        assert_eq!(names(&data).expect("listed"), ["nrt_backup"]);
+        let mut begun = Begun {
+            data: data.clone(),
+            aside: Some(inside.clone()),
+            backup: "b".to_string(),
+            below: true,
+            delta: false,
+            is_prepared: false,
+            identity: None,
+        };
+        begun.make_room(&work).expect("it goes on");
+        cluster(&begun.directory());
+        for _ in 0..2 {
+            begun.move_up().expect("moved");
+            assert!(data.join("PG_VERSION").is_file() && inside.join("PG_VERSION").is_file());
+            assert!(!data.join("nrt_backup/restoring").exists());
+            // Interrupted later: pgBackRest must not see what was there before.
+            begun.make_room(&work).expect("it goes on");
+            assert!(begun.directory().join("PG_VERSION").is_file());
+        }
+    }
+
+    #[test]
+    fn tablespaces_are_moved_with_their_cluster() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, space) = (root.path().join("data"), root.path().join("space"));
+        let work = work(root.path());
+        cluster(&data);
+        fs::create_dir_all(space.join("PG_15")).expect("made");
+        fs::create_dir_all(data.join("pg_tblspc")).expect("made");
+        symlink(&space, data.join("pg_tblspc/16400")).expect("linked");
+        let begun = prepare(&work, &data, Existing::Replace, "b", Utc::now()).expect("prepared");
+        move_tablespaces(&begun, std::slice::from_ref(&space), Utc::now()).expect("moved");
+        let aside = begun.aside.expect("it was moved");
+        let link = fs::read_link(aside.join("pg_tblspc/16400")).expect("a link");
+        assert!(link.join("PG_15").is_dir() && link != space);
+        assert!(names(&space).expect("listed").is_empty());
+    }
+}

@@ -1,0 +1,232 @@
+//! Reads all that a place holds of a cluster: what a plan chooses from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use nrt_core::lsn::{Lsn, Segment};
+use nrt_core::offsite::RESTORE_POINTS;
+use nrt_core::offsite::owner::{self, Owner};
+use nrt_core::offsite::tail::{Coverage, DIRECTORY, Piece, parse_history};
+use nrt_core::pgbackrest::info::Backup;
+use nrt_core::pgbackrest::names::valid_label;
+use nrt_core::restore::Refusal;
+use nrt_core::restore::catalog::{Catalog, RestorePoint, segment_size_of};
+
+use super::source::Source;
+use super::wal::Shelf;
+use super::waldump::written;
+use crate::ship::{DESCRIPTIONS, failure};
+
+/// What was read.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// What a plan chooses from.
+    pub(crate) catalog: Catalog,
+    /// Where its WAL is; without stretches yet.
+    pub(crate) shelf: Shelf,
+    /// Whose the remote is, as it was said when this was read.
+    pub(crate) owner: Option<Owner>,
+}
+
+/// A running or stopped server's own WAL, which may not be archived yet.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnWal<'a> {
+    /// `pg_wal` of its data directory.
+    pub(crate) directory: &'a Path,
+    /// The timeline that it writes.
+    pub(crate) timeline: u32,
+    /// Up to here it is on disk.
+    pub(crate) flushed: Lsn,
+    /// Whose it is; not asked of a running server that says so itself.
+    pub(crate) system_id: Option<u64>,
+}
+
+/// Reads a place. The stanza is chosen, and pgBackRest configured.
+///
+/// Only who wants to get back to a transaction needs `xids`, which cost a request for each backup.
+pub(crate) fn read(
+    source: &Source,
+    own: Option<&OwnWal<'_>>,
+    xids: bool,
+) -> Result<Found, Refusal> {
+    let info = source.info()?;
+    let Some(database) = info.databases.last() else {
+        return Err(Refusal::new(
+            format!("pgBackRest cannot read the repository at {}: {}", source.name(), info.message),
+            info.messages.join("\n"),
+        ));
+    };
+    let backups: Vec<Backup> = info
+        .backups
+        .iter()
+        .filter(|backup| (backup.repo, backup.database_id) == (database.repo, database.id))
+        .cloned()
+        .collect();
+    let archive_id = format!("{}-{}", database.version, database.id);
+    let Some(segment_size) = backups.iter().rev().find_map(segment_size_of) else {
+        return Err(Refusal::new(
+            format!("there is no finished backup of the cluster at {}", source.name()),
+            "A restore begins with one.",
+        ));
+    };
+
+    let mut wal = Coverage::default();
+    let mut shelf = Shelf { segment_size, ..Shelf::default() };
+    let mut histories = BTreeMap::new();
+    let (mut segments, mut stored) = (0_u64, 0_u64);
+    let below = format!("archive/{}/{archive_id}", source.stanza);
+    for file in source.list(&below)? {
+        let name = file.path.rsplit('/').next().unwrap_or_default();
+        if name.ends_with(".pgbackrest.tmp") {
+            continue;
+        }
+        let path = format!("{archive_id}/{}", file.path);
+        if let Some(timeline) = name.strip_suffix(".history") {
+            let Ok(timeline) = u32::from_str_radix(timeline, 16) else { continue };
+            let Some(text) = source.archived(&path)? else { continue };
+            let text = String::from_utf8_lossy(&text).into_owned();
+            histories.insert(timeline, parse_history(&text));
+            shelf.histories.insert(name.to_string(), text);
+        } else if let Some((segment, _)) = name.split_once('-')
+            && let Some(parsed) = Segment::parse(segment, segment_size)
+        {
+            wal.archive(parsed);
+            shelf.archived.insert(segment.to_string(), path);
+            segments += 1;
+            stored += file.size;
+        }
+    }
+
+    let mut tail_stored = 0;
+    let (mut owner, mut restore_points, mut next_xids) = (None, Vec::new(), BTreeMap::new());
+    if let Some(remote) = &source.remote {
+        let listed = remote.list(DIRECTORY);
+        for entry in listed.map_err(|it| failure("the WAL tail cannot be listed", &it))? {
+            let Some(piece) = Piece::parse(&entry.path, segment_size) else { continue };
+            wal.add(piece, 0);
+            tail_stored += u64::try_from(entry.size).unwrap_or(0);
+            shelf.tail.entry(piece.segment.name(segment_size)).or_default().push(entry.path);
+        }
+        let get = |path: &str| {
+            remote.get(path).map_err(|it| failure(&format!("\"{path}\" cannot be read"), &it))
+        };
+        owner = get(owner::FILE)?.and_then(|it| serde_json::from_slice::<Owner>(&it).ok());
+        restore_points = get(RESTORE_POINTS)?
+            .and_then(|it| serde_json::from_slice::<Vec<RestorePoint>>(&it).ok())
+            .unwrap_or_default();
+        if xids {
+            next_xids = next_xids_on(remote)?;
+        }
+    }
+    // A cluster that has nothing to do with the backups may be replaced, too.
+    if let Some(own) = own.filter(|own| own.system_id.is_none_or(|it| it == database.system_id)) {
+        take_in(own, segment_size, &mut wal, &mut shelf, &mut histories);
+    }
+
+    let (unusable, sizes) = backups_stored(source, &backups)?;
+    let catalog = Catalog {
+        source: source.name(),
+        stanza: source.stanza.clone(),
+        system_id: database.system_id,
+        version: database.version.clone(),
+        archive_id,
+        segment_size,
+        backups,
+        unusable,
+        wal,
+        histories,
+        restore_points,
+        next_xids,
+        complete_until: owner.as_ref().and_then(|owner| owner.complete_until),
+        stored: sizes,
+        segment_stored: stored.checked_div(segments).unwrap_or(0),
+        tail_stored,
+    };
+    Ok(Found { catalog, shelf, owner })
+}
+
+/// The name of a timeline's history file.
+pub(crate) fn history_name(timeline: u32) -> String {
+    format!("{timeline:08X}.history")
+}
+
+/// The next transaction ids, as the descriptions of the backups on a remote say.
+fn next_xids_on(remote: &crate::ship::Remote) -> Result<BTreeMap<String, u64>, Refusal> {
+    let mut found = BTreeMap::new();
+    for directory in DESCRIPTIONS {
+        let listed = remote.list(directory);
+        for entry in listed.map_err(|it| failure("the remote cannot be listed", &it))? {
+            let Some(label) = entry.path.strip_suffix(".json").filter(|it| valid_label(it)) else {
+                continue;
+            };
+            let path = format!("{directory}/{}", entry.path);
+            let text = remote.get(&path).map_err(|it| failure("the remote cannot be read", &it))?;
+            let value: Option<serde_json::Value> =
+                text.and_then(|text| serde_json::from_slice(&text).ok());
+            if let Some(xid) = value.and_then(|value| value["next_xid"].as_u64()) {
+                found.insert(label.to_string(), xid);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Counts a server's own WAL as there.
+fn take_in(
+    own: &OwnWal<'_>,
+    segment_size: u64,
+    wal: &mut Coverage,
+    shelf: &mut Shelf,
+    histories: &mut BTreeMap<u32, Vec<(u32, Lsn)>>,
+) {
+    // Its history may not be archived either.
+    if own.timeline > 1 && !histories.contains_key(&own.timeline) {
+        let name = history_name(own.timeline);
+        let Ok(text) = fs::read_to_string(own.directory.join(&name)) else { return };
+        histories.insert(own.timeline, parse_history(&text));
+        shelf.histories.insert(name, text);
+    }
+    for segment in written(own.directory, segment_size) {
+        let (start, end) = (segment.start(segment_size), segment.end(segment_size));
+        // Segments behind that are old ones, kept to be used again.
+        if segment.timeline != own.timeline || start >= own.flushed {
+            continue;
+        }
+        wal.add(Piece { segment, from: start, to: end.min(own.flushed) }, 0);
+    }
+    shelf.pg_wal = Some(own.directory.to_path_buf());
+}
+
+/// What is missing of backups, by label.
+type Missing = BTreeMap<String, String>;
+
+/// What of each backup is there: what is missing of it, and how many bytes it has.
+fn backups_stored(
+    source: &Source,
+    backups: &[Backup],
+) -> Result<(Missing, BTreeMap<String, u64>), Refusal> {
+    let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
+    let mut manifests = BTreeSet::new();
+    for file in source.list(&format!("backup/{}", source.stanza))? {
+        let Some((label, rest)) = file.path.split_once('/') else { continue };
+        *sizes.entry(label.to_string()).or_default() += file.size;
+        if rest == "backup.manifest" {
+            manifests.insert(label.to_string());
+        }
+    }
+    let missing = backups.iter().filter(|backup| !manifests.contains(&backup.label));
+    let unusable = missing
+        .map(|backup| {
+            let words = format!(
+                "\"backup/{}/{}/backup.manifest\" is missing at {}",
+                source.stanza,
+                backup.label,
+                source.name()
+            );
+            (backup.label.clone(), words)
+        })
+        .collect();
+    sizes.retain(|label, _| valid_label(label));
+    Ok((unusable, sizes))
+}

@@ -1,0 +1,506 @@
+//! Reads a place that backups are restored from: a remote, a repository on this machine, or
+//! whatever an operator's own pgBackRest configuration names.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nrt_core::pgbackrest::command;
+use nrt_core::pgbackrest::exit;
+use nrt_core::pgbackrest::info::{self, StanzaInfo};
+use nrt_core::restore::Refusal;
+use nrt_process::{allowed, capture};
+use serde::{Deserialize, Serialize};
+
+use super::work::Work;
+use crate::commands::look::own_option;
+use crate::ship::{Address, Options, Rclone, Remote, failure};
+
+/// How long pgBackRest may take to read the repository.
+const LIMIT: Duration = Duration::from_secs(600);
+/// More than the longest listing: 150 bytes for each file.
+const LONGEST_ANSWER: usize = 1 << 30;
+
+/// Where backups are, in a form that can be written down for `wal-get`. It holds no secret, only
+/// the names of the files that do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// What kind of place it is.
+    pub(crate) kind: Kind,
+    /// An operator's own pgBackRest configuration: for the passphrase of an encrypted repository.
+    pub(crate) own_config: Option<PathBuf>,
+    /// The pgBackRest program.
+    pub(crate) pgbackrest: PathBuf,
+}
+
+/// The kinds of places.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// What `nrt-backup ship` has brought to a remote.
+    Remote {
+        /// The rclone program.
+        rclone: String,
+        /// Its configuration file.
+        config: String,
+        /// The remote; the first one if absent.
+        name: Option<String>,
+        /// The path on the remote.
+        path: String,
+        /// The cluster's directory below it.
+        cluster: String,
+        /// Files that are fetched at the same time.
+        transfers: u32,
+        /// rclone's `--bwlimit`.
+        bandwidth_limit: Option<String>,
+    },
+    /// A repository on this machine.
+    Directory(PathBuf),
+    /// The first repository of the operator's own configuration, wherever it is.
+    Own,
+}
+
+/// A file, by its path below the directory that was listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// The path.
+    pub(crate) path: String,
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+/// A place that can be read.
+#[derive(Debug)]
+pub(crate) struct Source {
+    place: Place,
+    work: Work,
+    /// The remote, where it is one.
+    pub(crate) remote: Option<Remote>,
+    environment: Vec<(OsString, OsString)>,
+    /// Which of pgBackRest's stanzas; known after [`Source::choose_stanza`].
+    pub(crate) stanza: String,
+    /// Whether pgBackRest has encrypted the repository.
+    is_encrypted: bool,
+    /// Every file of the repository.
+    listed: Mutex<Option<Vec<Stored>>>,
+}
+
+impl Source {
+    /// Opens a place. The working directory is `work` from now on: rclone's socket is there.
+    pub(crate) fn open(place: Place, work: &Work) -> Result<Source, Refusal> {
+        let remote = match &place.kind {
+            Kind::Remote { rclone, config, name, path, cluster, transfers, bandwidth_limit } => {
+                let Address { root, is_encrypted, secrets, .. } =
+                    Address::find(config, name.as_deref(), path, cluster)?;
+                std::env::set_current_dir(work.path()).map_err(|error| {
+                    let path = work.path().display();
+                    Refusal::new(format!("\"{path}\" cannot be used: {error}"), "")
+                })?;
+                let options = Options {
+                    program: rclone,
+                    config,
+                    transfers: *transfers,
+                    bandwidth_limit: bandwidth_limit.as_deref(),
+                };
+                let rclone = Rclone::start(options, secrets)?;
+                Some(Remote::new(rclone, root, is_encrypted, &work.outbox()))
+            }
+            Kind::Directory(_) | Kind::Own => None,
+        };
+        let environment = allowed(std::env::vars_os());
+        let (work, stanza) = (work.clone(), String::new());
+        Ok(Source {
+            place,
+            work,
+            remote,
+            environment,
+            stanza,
+            is_encrypted: false,
+            listed: Mutex::default(),
+        })
+    }
+
+    /// The place, for people.
+    pub(crate) fn name(&self) -> String {
+        match (&self.remote, &self.place.kind) {
+            (Some(remote), _) => remote.root.clone(),
+            (None, Kind::Directory(path)) => path.display().to_string(),
+            (None, _) => match &self.place.own_config {
+                Some(config) => format!("the repository of \"{}\"", config.display()),
+                None => "the repository".to_string(),
+            },
+        }
+    }
+
+    /// Every file below a directory of the repository, as it was when this was opened: a listing
+    /// of the whole costs no more requests than one of a part.
+    pub(crate) fn list(&self, directory: &str) -> Result<Vec<Stored>, Refusal> {
+        if self.place.kind == Kind::Own {
+            return self.repo_ls(directory);
+        }
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = match listed.take() {
+            Some(all) => all,
+            None => self.list_anew("")?,
+        };
+        let prefix = format!("{directory}/");
+        let below = all.iter().filter_map(|file| {
+            let path = file.path.strip_prefix(&prefix)?.to_string();
+            Some(Stored { path, size: file.size })
+        });
+        let below = below.collect();
+        *listed = Some(all);
+        Ok(below)
+    }
+
+    /// The same as it is now.
+    pub(crate) fn list_anew(&self, directory: &str) -> Result<Vec<Stored>, Refusal> {
+        match (&self.remote, &self.place.kind) {
+            (Some(remote), _) => {
+                let below = format!("repository/{directory}");
+                let found = remote.list(below.trim_end_matches('/'));
+                let found = found.map_err(|it| failure("the remote cannot be listed", &it))?;
+                let stored = found.into_iter().map(|entry| Stored {
+                    path: entry.path,
+                    size: u64::try_from(entry.size).unwrap_or(0),
+                });
+                Ok(stored.collect())
+            }
+            (None, Kind::Directory(root)) => {
+                walk(&root.join(directory)).map_err(|error| unreadable(root, &error))
+            }
+            (None, _) => self.repo_ls(directory),
+        }
+    }
+
+    fn repo_ls(&self, directory: &str) -> Result<Vec<Stored>, Refusal> {
+        #[derive(Deserialize)]
+        struct Entry {
+            #[serde(rename = "type")]
+            kind: String,
+            size: Option<u64>,
+        }
+        let words = [
+            "--repo=1",
+            "--recurse",
+            "--output=json",
+            "--log-level-console=off",
+            "--log-level-stderr=error",
+            "repo-ls",
+            directory,
+        ];
+        let text = self.pgbackrest(&words)?;
+        let text = String::from_utf8_lossy(&text);
+        let entries: BTreeMap<String, Entry> =
+            serde_json::from_str(nrt_core::pgbackrest::log::json_of(&text)).map_err(|error| {
+                Refusal::new(
+                    format!("pgBackRest's listing of \"{directory}\" cannot be read: {error}"),
+                    "Run pgbackrest repo-ls to see it.",
+                )
+            })?;
+        let files = entries.into_iter().filter(|(_, entry)| entry.kind == "file");
+        Ok(files.map(|(path, it)| Stored { path, size: it.size.unwrap_or(0) }).collect())
+    }
+
+    /// Takes the stanza that was asked for, or the only one that there is, and writes pgBackRest's
+    /// configuration for it.
+    pub(crate) fn choose_stanza(&mut self, asked: Option<&str>) -> Result<(), Refusal> {
+        let found: Vec<String> = match &self.place.kind {
+            Kind::Own => asked.map(str::to_string).into_iter().collect(),
+            _ => {
+                let mut stanzas: Vec<String> = self
+                    .list("backup")?
+                    .iter()
+                    .filter_map(|it| it.path.strip_suffix("/backup.info").map(str::to_string))
+                    .collect();
+                stanzas.sort();
+                stanzas
+            }
+        };
+        let names = || found.join(", ");
+        let chosen = match (asked, found.as_slice()) {
+            (_, []) => {
+                return Err(Refusal::new(
+                    format!("there is no backup at {}", self.name()),
+                    "See that the remote, its path and the cluster's name are those that it was \
+                     shipped to (nrt_backup.remote_name, remote_path, name), or that the \
+                     repository is the right directory.",
+                ));
+            }
+            (None, [only]) => only.clone(),
+            (Some(asked), _) if found.iter().any(|it| it == asked) => asked.to_string(),
+            (Some(asked), _) => {
+                return Err(Refusal::new(
+                    format!("there is no stanza \"{asked}\" at {}", self.name()),
+                    format!("There is: {}.", names()),
+                ));
+            }
+            (None, _) => {
+                return Err(Refusal::new(
+                    format!("there are several stanzas at {}", self.name()),
+                    format!("Choose one with --stanza: {}.", names()),
+                ));
+            }
+        };
+        self.stanza = chosen;
+        if self.remote.is_some() {
+            self.fetch_info()?;
+        }
+        let stanza = self.stanza.clone();
+        self.resume(&stanza);
+        if self.is_encrypted && self.cipher_pass().is_none() {
+            return Err(Refusal::new(
+                "the repository is encrypted by pgBackRest",
+                "Name the configuration that has its passphrase (repo1-cipher-pass) with \
+                 --pgbackrest-config.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Goes on with a stanza that was chosen, and configured, before.
+    pub(crate) fn resume(&mut self, stanza: &str) {
+        self.stanza = stanza.to_string();
+        let info = self.repository().join(format!("backup/{stanza}/backup.info"));
+        self.is_encrypted = fs::read(info).is_ok_and(|text| !text.starts_with(b"["));
+    }
+
+    fn fetch_info(&self) -> Result<(), Refusal> {
+        for kind in ["archive", "backup"] {
+            let directory = format!("{kind}/{}", self.stanza);
+            for suffix in ["", ".copy"] {
+                // What was fetched by an interrupted restore may be older.
+                let path = format!("{directory}/{kind}.info{suffix}");
+                let _ = fs::remove_file(self.work.repository().join(&path));
+                let found = self.stored(&path)?;
+                if found.is_none() && suffix.is_empty() {
+                    return Err(Refusal::new(
+                        format!("\"repository/{path}\" is missing at {}", self.name()),
+                        "Without it pgBackRest cannot read the repository. If the original \
+                         server is there, \"nrt-backup check\" sends it again.",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cipher_pass(&self) -> Option<String> {
+        let config = self.place.own_config.as_ref()?.to_string_lossy().into_owned();
+        own_option(&config, "repo1-cipher-pass")
+    }
+
+    /// The repository as a directory of this machine: all of it, or as much as was fetched.
+    pub(crate) fn repository(&self) -> PathBuf {
+        match &self.place.kind {
+            Kind::Directory(path) => path.clone(),
+            _ => self.work.repository(),
+        }
+    }
+
+    /// Writes the configuration with which pgBackRest reads [`Source::repository`] and restores
+    /// into a directory. It may hold a passphrase: mode 0600.
+    pub(crate) fn configure(&self, data: &Path) -> Result<(), Refusal> {
+        let mut text = "[global]\n".to_string();
+        let mut add = |name: &str, value: &str| text += &format!("{name}={value}\n");
+        if self.place.kind == Kind::Own {
+            // All of the operator's own; the lines below win over it.
+            let own = self.place.own_config.as_deref().map(fs::read_to_string);
+            let own = own.and_then(Result::ok).unwrap_or_default();
+            let global = section(&own, "global");
+            for (name, value) in global.iter().chain(&section(&own, &self.stanza)) {
+                if name.starts_with("repo1-") {
+                    add(name, value);
+                }
+            }
+        } else {
+            add("repo1-path", &self.repository().to_string_lossy());
+            if let Some(pass) = self.cipher_pass().filter(|_| self.is_encrypted) {
+                add("repo1-cipher-type", "aes-256-cbc");
+                add("repo1-cipher-pass", &pass);
+            }
+            // What is on this disk is the same when it is read again, 15 seconds later.
+            add("job-retry", "0");
+        }
+        add("lock-path", &self.work.lock().to_string_lossy());
+        add("spool-path", &self.work.path().join("spool").to_string_lossy());
+        add("log-level-file", "off");
+        text += &format!("[{}]\npg1-path={}\n", self.stanza, data.display());
+        nrt_process::files::write_atomically(&self.work.config(), text.as_bytes()).map_err(
+            |error| {
+                let path = self.work.config();
+                Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
+            },
+        )
+    }
+
+    /// pgBackRest's own account of the stanza.
+    pub(crate) fn info(&self) -> Result<StanzaInfo, Refusal> {
+        let config = self.work.config().to_string_lossy().into_owned();
+        let words = command::info(&config, &self.stanza);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let text = self.run(&words)?;
+        info::parse_info(&String::from_utf8_lossy(&text), &self.stanza).map_err(|error| {
+            Refusal::new(
+                format!("pgBackRest's account of the repository cannot be read: {error}"),
+                "Run pgbackrest info --output=json to see it.",
+            )
+        })
+    }
+
+    /// Runs pgBackRest with its configuration and the stanza.
+    pub(crate) fn pgbackrest(&self, words: &[&str]) -> Result<Vec<u8>, Refusal> {
+        let config = format!("--config={}", self.work.config().display());
+        let stanza = format!("--stanza={}", self.stanza);
+        let mut all = vec![config.as_str()];
+        if !self.stanza.is_empty() {
+            all.push(&stanza);
+        }
+        all.extend(words);
+        self.run(&all)
+    }
+
+    fn run(&self, words: &[&str]) -> Result<Vec<u8>, Refusal> {
+        let program = &self.place.pgbackrest;
+        let args: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let captured = capture(program, &args, &self.environment, LIMIT, LONGEST_ANSWER);
+        let captured = captured.map_err(|error| {
+            Refusal::new(
+                error.to_string(),
+                "Install pgBackRest 2.45 or newer (apt install pgbackrest), or name it with \
+                 --pgbackrest.",
+            )
+        })?;
+        if captured.exit == Some(0) {
+            return Ok(captured.stdout);
+        }
+        let output = format!("{}{}", String::from_utf8_lossy(&captured.stdout), captured.stderr);
+        let verdict = exit::judge(captured.exit, captured.signal, &output);
+        Err(Refusal::new(verdict.message, verdict.hint.unwrap_or_default()))
+    }
+
+    /// A file of the repository as it is stored, on this machine. `None` if it is nowhere.
+    pub(crate) fn stored(&self, path: &str) -> Result<Option<PathBuf>, Refusal> {
+        let here = self.repository().join(path);
+        match fs::metadata(&here) {
+            Ok(metadata) if metadata.is_file() => return Ok(Some(here)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(unreadable(&here, &error));
+            }
+            _ => {}
+        }
+        let problem = |error: io::Error| {
+            Refusal::new(
+                format!("could not write \"{}\": {error}", here.display()),
+                "See that its disk has room.",
+            )
+        };
+        match &self.remote {
+            Some(remote) => {
+                if let Some(directory) = here.parent() {
+                    fs::create_dir_all(directory).map_err(problem)?;
+                }
+                let fetched = remote.fetch(&format!("repository/{path}"), &here);
+                let fetched =
+                    fetched.map_err(|it| failure(&format!("\"{path}\" cannot be fetched"), &it))?;
+                Ok(fetched.then_some(here))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// What a file of the archive holds, as it was before pgBackRest encrypted it. `None` if it is
+    /// nowhere.
+    pub(crate) fn archived(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+        self.plain(&format!("archive/{}/{path}", self.stanza))
+    }
+
+    /// What a file of the repository holds, as it was before pgBackRest encrypted it. `None` if it
+    /// is nowhere.
+    pub(crate) fn plain(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+        if self.is_encrypted || self.place.kind == Kind::Own {
+            if self.place.kind != Kind::Own && self.stored(path)?.is_none() {
+                return Ok(None);
+            }
+            return self.pgbackrest(&["--log-level-console=off", "repo-get", path]).map(Some);
+        }
+        let Some(stored) = self.stored(path)? else { return Ok(None) };
+        fs::read(&stored).map(Some).map_err(|error| unreadable(&stored, &error))
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Refusal {
+    Refusal::new(
+        format!("\"{}\" cannot be read: {error}", path.display()),
+        "See that its file system is there, and that you may read it.",
+    )
+}
+
+/// Every file below a directory; none if it is not there.
+fn walk(root: &Path) -> io::Result<Vec<Stored>> {
+    let mut found = Vec::new();
+    let mut open = vec![(root.to_path_buf(), String::new())];
+    while let Some((directory, prefix)) = open.pop() {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                open.push((entry.path(), format!("{path}/")));
+            } else if kind.is_file() {
+                // It may be expired at this moment.
+                let Ok(metadata) = entry.metadata() else { continue };
+                found.push(Stored { path, size: metadata.len() });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The options of a section of a pgBackRest configuration.
+fn section(text: &str, name: &str) -> Vec<(String, String)> {
+    let mut inside = false;
+    let mut options = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(section) = line.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+            inside = section == name;
+        } else if inside
+            && !line.starts_with('#')
+            && let Some((option, value)) = line.split_once('=')
+        {
+            options.push((option.trim().to_string(), value.trim().to_string()));
+        }
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_what_is_below_a_directory() {
+        let root = tempfile::tempdir().expect("a directory");
+        assert_eq!(walk(&root.path().join("none")).expect("nothing"), []);
+        fs::create_dir_all(root.path().join("a/b")).expect("made");
+        fs::write(root.path().join("a/b/c"), "123").expect("written");
+        let expected = Stored { path: "a/b/c".to_string(), size: 3 };
+        assert_eq!(walk(root.path()).expect("listed"), [expected]);
+    }
+
+    #[test]
+    fn reads_sections() {
+        let text =
+            "[global]\nrepo1-path=/r\n# x=y\n[global:backup]\nexclude=z\n[main]\npg1-path = /p\n";
+        assert_eq!(section(text, "global"), [("repo1-path".to_string(), "/r".to_string())]);
+        assert_eq!(section(text, "main"), [("pg1-path".to_string(), "/p".to_string())]);
+    }
+}
