@@ -15,8 +15,8 @@ COMMENT ON COLUMN nrt.health.hint IS 'What to do.';
 CREATE VIEW nrt.schedule AS
 SELECT s.type, s.crontab, s.time_zone, s.next_run
 FROM nrt.schedule_rows() s;
-COMMENT ON VIEW nrt.schedule IS 'When backups of each type start by the clock.';
-COMMENT ON COLUMN nrt.schedule.type IS 'full, diff or incr.';
+COMMENT ON VIEW nrt.schedule IS 'When backups of each type, and drills, start by the clock.';
+COMMENT ON COLUMN nrt.schedule.type IS 'full, diff, incr or drill.';
 COMMENT ON COLUMN nrt.schedule.crontab IS 'The schedule as a crontab line; NULL where it is off.';
 COMMENT ON COLUMN nrt.schedule.time_zone IS 'The time zone in which the line is read.';
 COMMENT ON COLUMN nrt.schedule.next_run IS 'The next run.';
@@ -51,6 +51,7 @@ SELECT nrt.worst_severity() AS health,
        s.ship_lag_bytes,
        make_interval(secs => s.ship_lag) AS ship_lag,
        s.offsite_backups,
+       s.drilling,
        s.worker_pid
 FROM nrt.status_rows() s
 LEFT JOIN (SELECT type, next_run FROM nrt.schedule
@@ -80,6 +81,7 @@ COMMENT ON COLUMN nrt.status.shipped_lsn IS 'Up to where the cluster can be rest
 COMMENT ON COLUMN nrt.status.ship_lag_bytes IS 'Bytes of WAL position that are not there yet: what is lost if this machine is.';
 COMMENT ON COLUMN nrt.status.ship_lag IS 'The age of the oldest of these bytes; 0 if there are none.';
 COMMENT ON COLUMN nrt.status.offsite_backups IS 'Backups that can be restored from the remote.';
+COMMENT ON COLUMN nrt.status.drilling IS 'Whether a restore is being tried.';
 COMMENT ON COLUMN nrt.status.worker_pid IS 'The worker''s process; pg_cancel_backend on it cancels the running backup.';
 
 CREATE VIEW nrt.backup_history AS
@@ -162,6 +164,48 @@ COMMENT ON COLUMN nrt.progress.percent IS 'Per cent of the bytes to copy that ar
 COMMENT ON COLUMN nrt.progress.bytes_done IS 'Bytes copied.';
 COMMENT ON COLUMN nrt.progress.bytes_total IS 'Bytes to copy.';
 
+CREATE VIEW nrt.drills AS
+SELECT d.drill, d.trigger, d.started, d.ended, d.status, d.source, d.backup, d.timeline,
+       d.recovered_up_to, d.recovered_lsn::pg_lsn AS recovered_lsn,
+       make_interval(secs => d.plan + d.fetch + d.restore + d.replay) AS rto,
+       make_interval(secs => d.plan) AS plan_time,
+       make_interval(secs => d.fetch) AS fetch_time,
+       make_interval(secs => d.restore) AS restore_time,
+       make_interval(secs => d.replay) AS replay_time,
+       make_interval(secs => d."check") AS check_time,
+       d.fetched_bytes, d.restored_bytes, d.replayed_bytes,
+       make_interval(secs => d.expected) AS expected,
+       round(((d.plan + d.fetch + d.restore + d.replay) / nullif(d.expected, 0) - 1)::numeric, 2)
+           AS estimate_error,
+       d.checked_relations, d.query_result, d.message, d.hint
+FROM nrt.drill_rows() d;
+COMMENT ON VIEW nrt.drills IS 'Every restore that was tried in a scratch place, the newest first, and what it came to.';
+COMMENT ON COLUMN nrt.drills.drill IS 'The drill''s number.';
+COMMENT ON COLUMN nrt.drills.trigger IS 'Why it started: schedule, manual, or startup where one was missed.';
+COMMENT ON COLUMN nrt.drills.started IS 'When it started.';
+COMMENT ON COLUMN nrt.drills.ended IS 'When it ended.';
+COMMENT ON COLUMN nrt.drills.status IS 'running, succeeded or failed.';
+COMMENT ON COLUMN nrt.drills.source IS 'Where the backup came from: the remote, or a directory.';
+COMMENT ON COLUMN nrt.drills.backup IS 'pgBackRest''s label of the backup that it began with.';
+COMMENT ON COLUMN nrt.drills.timeline IS 'The timeline of the restored server.';
+COMMENT ON COLUMN nrt.drills.recovered_up_to IS 'When the last transaction that was replayed committed; NULL where there was none after the backup.';
+COMMENT ON COLUMN nrt.drills.recovered_lsn IS 'Where recovery ended.';
+COMMENT ON COLUMN nrt.drills.rto IS 'How long it took until the server could be used; checks are not counted.';
+COMMENT ON COLUMN nrt.drills.plan_time IS 'How long it took to find out what there is, and to plan.';
+COMMENT ON COLUMN nrt.drills.fetch_time IS 'How long it took to fetch the backups.';
+COMMENT ON COLUMN nrt.drills.restore_time IS 'How long pgBackRest''s restore took.';
+COMMENT ON COLUMN nrt.drills.replay_time IS 'How long it took to replay WAL, up to the end of recovery.';
+COMMENT ON COLUMN nrt.drills.check_time IS 'How long pg_amcheck and nrt_backup.drill_query took.';
+COMMENT ON COLUMN nrt.drills.fetched_bytes IS 'Bytes of backups that were fetched from the remote.';
+COMMENT ON COLUMN nrt.drills.restored_bytes IS 'Bytes of the restored cluster.';
+COMMENT ON COLUMN nrt.drills.replayed_bytes IS 'Bytes of WAL that were replayed.';
+COMMENT ON COLUMN nrt.drills.expected IS 'How long the plan had expected rto to be; NULL for the first drill on a machine.';
+COMMENT ON COLUMN nrt.drills.estimate_error IS 'How much longer rto was, as a fraction of what was expected; negative if shorter.';
+COMMENT ON COLUMN nrt.drills.checked_relations IS 'How many relations pg_amcheck checked; NULL where it is not installed.';
+COMMENT ON COLUMN nrt.drills.query_result IS 'What nrt_backup.drill_query returned: the first value of the first row.';
+COMMENT ON COLUMN nrt.drills.message IS 'Why it failed.';
+COMMENT ON COLUMN nrt.drills.hint IS 'What to do about it.';
+
 CREATE VIEW nrt.settings AS
 SELECT o.name, s.setting AS value, s.unit, s.source, o.effect, o.environment, o.help
 FROM nrt.option_rows() WITH ORDINALITY AS o (name, environment, effect, help, place)
@@ -182,7 +226,10 @@ COMMENT ON FUNCTION nrt_backup_start(text) IS 'Starts a backup (full, diff or in
 COMMENT ON FUNCTION nrt_backup_cancel() IS 'Cancels the running backup, or those that wait if none is running; returns whether there was one.';
 COMMENT ON FUNCTION nrt_pause(text) IS 'Lets no backup start (backups), or nothing go off-site (shipping), or both (all), until nrt_resume(); returns what is paused now.';
 COMMENT ON FUNCTION nrt_resume(text) IS 'Ends what nrt_pause() began, for backups, shipping or all; returns what is still paused.';
+COMMENT ON FUNCTION nrt_restore_point(text) IS 'Makes a restore point, remembers it here and off-site, and returns its position, up to which the WAL is on disk then.';
+COMMENT ON FUNCTION nrt_restore_plan(timestamptz, pg_lsn, text, text, text, boolean, text) IS 'Tells, step by step, what a restore to a target would do, or why it cannot be reached; without a target, to the newest that there is.';
 COMMENT ON FUNCTION nrt_check() IS 'Looks at pgBackRest, the repository, the disks and the configuration now, and returns every health check.';
+COMMENT ON FUNCTION nrt_drill_now() IS 'Tries a restore in a scratch place, waits for it, and returns what it came to. Cancelling the statement leaves the drill running.';
 COMMENT ON FUNCTION nrt.health_rows() IS 'The rows of nrt.health.';
 COMMENT ON FUNCTION nrt.worst_severity() IS 'The worst severity in nrt.health.';
 COMMENT ON FUNCTION nrt.status_rows() IS 'The row below nrt.status.';
@@ -191,6 +238,7 @@ COMMENT ON FUNCTION nrt.backup_rows() IS 'The rows below nrt.backups.';
 COMMENT ON FUNCTION nrt.recovery_rows() IS 'The rows below nrt.recovery_window.';
 COMMENT ON FUNCTION nrt.progress_rows() IS 'The rows of nrt.progress.';
 COMMENT ON FUNCTION nrt.schedule_rows() IS 'The rows of nrt.schedule.';
+COMMENT ON FUNCTION nrt.drill_rows() IS 'The rows below nrt.drills.';
 COMMENT ON FUNCTION nrt.option_rows() IS 'The options of nrt_backup and what they mean at the moment.';
 
 -- The role outlives DROP EXTENSION, as roles belong to the cluster: it may be there already.
@@ -204,9 +252,9 @@ $$;
 GRANT pg_monitor TO nrt_backup_operator;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA nrt FROM PUBLIC;
-REVOKE ALL ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text), nrt_restore_point(text), nrt_restore_plan(timestamptz, pg_lsn, text, text, text, boolean, text), nrt_drill_now() FROM PUBLIC;
 REVOKE ALL ON SCHEMA nrt FROM PUBLIC;
 GRANT USAGE ON SCHEMA nrt TO pg_monitor;
 GRANT SELECT ON ALL TABLES IN SCHEMA nrt TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA nrt TO pg_monitor;
-GRANT EXECUTE ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text) TO nrt_backup_operator;
+GRANT EXECUTE ON FUNCTION nrt_backup_now(text), nrt_backup_start(text), nrt_backup_cancel(), nrt_check(), nrt_pause(text), nrt_resume(text), nrt_restore_point(text), nrt_restore_plan(timestamptz, pg_lsn, text, text, text, boolean, text), nrt_drill_now() TO nrt_backup_operator;

@@ -22,7 +22,8 @@ pub(crate) fn set_defaults() {
     }
 }
 
-fn level_is_minimal() -> bool {
+/// Whether the WAL holds too little to restore from.
+pub(crate) fn level_is_minimal() -> bool {
     postgres::config_option(c"wal_level").as_deref() == Some("minimal")
 }
 
@@ -44,12 +45,16 @@ fn quote(path: &Path) -> String {
 /// How WAL leaves `pg_wal` at the moment.
 pub(crate) fn now() -> Archiving {
     let option = |name| postgres::config_option(name).unwrap_or_default();
+    let mode_on = matches!(option(c"archive_mode").as_str(), "on" | "always");
+    // Only where it is off does it matter why.
+    let restored = if mode_on { None } else { state_directory::restored() };
     let statistics = postgres::archiver_statistics();
     let archived_at = statistics.archived.map(|(_, at)| at);
     let failing = statistics.failed.filter(|(_, at)| archived_at.is_none_or(|last| last < *at));
     Archiving {
         level_minimal: level_is_minimal(),
-        mode_on: matches!(option(c"archive_mode").as_str(), "on" | "always"),
+        mode_on,
+        copy: restored.filter(|restored| restored.is_copy),
         by: archiver(&option(c"archive_library"), &option(c"archive_command")),
         failing: failing.map(|(segment, at)| {
             let words = state_directory::failed_push().filter(|it| it.segment == segment);

@@ -2,6 +2,7 @@
 
 use nrt_core::health::{Check, Severity};
 use nrt_core::job::{Job, Status};
+use nrt_core::restore::drill::Drill;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -12,6 +13,12 @@ pub(crate) fn refuse(
     hint: impl Into<String>,
 ) -> ErrorReport {
     ErrorReport::new(code, message.into(), "").set_hint(hint)
+}
+
+/// Warns of what was done only in part, and says what to do.
+pub(crate) fn warn(message: impl Into<String>, hint: impl Into<String>) {
+    let code = PgSqlErrorCode::ERRCODE_WARNING;
+    ErrorReport::new(code, message.into(), "").set_hint(hint).report(PgLogLevel::WARNING);
 }
 
 /// Writes what became of a job to the server's log.
@@ -31,6 +38,19 @@ pub(crate) fn job(job: &Job) {
             let text = format!("nrt_backup job {id}: {kind} backup failed: {message}");
             say(PgLogLevel::WARNING, text, job.hint.as_deref().unwrap_or_default());
         }
+    }
+}
+
+/// Writes what became of a drill to the server's log. That one has failed is also what the check
+/// says, louder.
+pub(crate) fn drill(drill: &Drill) {
+    let Drill { number, trigger, .. } = drill;
+    match &drill.outcome {
+        None => log!("nrt_backup drill {number} started by {trigger}"),
+        Some(outcome) if outcome.succeeded() => {
+            log!("nrt_backup drill {number} succeeded: {}", outcome.summary());
+        }
+        Some(outcome) => log!("nrt_backup drill {number} failed: {}", outcome.summary()),
     }
 }
 

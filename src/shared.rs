@@ -46,6 +46,12 @@ pub(crate) struct Shared {
     /// What they want, unless the worker has taken it: the last word counts.
     pause_backups: Option<bool>,
     pause_shipping: Option<bool>,
+    /// Counts calls for a drill, and those that know theirs; the number of the drill that serves
+    /// the last of these, and of the last that has ended.
+    drills_asked: u64,
+    drills_served: u64,
+    drill: u64,
+    drill_ended: u64,
     ended: Ended,
 }
 
@@ -72,6 +78,10 @@ pub(crate) struct Present {
     pub(crate) growth: Option<u64>,
     /// The next run of each schedule, in the order of `BackupType::ALL`.
     pub(crate) next_runs: [Option<DateTime<Utc>>; 3],
+    /// The next drill.
+    pub(crate) next_drill: Option<DateTime<Utc>>,
+    /// Whether a drill runs.
+    pub(crate) drilling: bool,
     /// The time zone of the schedules: a session that asks may have another one for itself.
     pub(crate) zone: Option<Tz>,
     /// What is paused.
@@ -317,6 +327,28 @@ pub(crate) mod ask {
         SHARED.share().pauses_served >= number
     }
 
+    /// Asks for a drill; the number tells which one it becomes.
+    pub(crate) fn drill() -> u64 {
+        let number = {
+            let mut shared = SHARED.exclusive();
+            shared.drills_asked += 1;
+            shared.drills_asked
+        };
+        wake_worker();
+        number
+    }
+
+    /// The drill that serves the call with this number, once there is one.
+    pub(crate) fn drill_of(number: u64) -> Option<u64> {
+        let shared = SHARED.share();
+        (shared.drills_served >= number).then_some(shared.drill)
+    }
+
+    /// Whether a drill has ended.
+    pub(crate) fn drill_has_ended(drill: u64) -> bool {
+        SHARED.share().drill_ended >= drill
+    }
+
     /// Whether a job has ended.
     pub(crate) fn has_ended(job: u64) -> bool {
         SHARED.share().ended.jobs.contains(&job)
@@ -340,6 +372,8 @@ pub(crate) mod serve {
         pub(crate) check: Option<u64>,
         /// What is to be paused, or not any more.
         pub(crate) pause: Option<Pause>,
+        /// The number of the newest call for a drill that does not know its own.
+        pub(crate) drill: Option<u64>,
     }
 
     /// A call for pauses or their end.
@@ -380,6 +414,9 @@ pub(crate) mod serve {
                 shipping: shared.pause_shipping.take(),
             });
         }
+        if shared.drills_asked > shared.drills_served {
+            questions.drill = Some(shared.drills_asked);
+        }
         for (place, ticket) in shared.tickets.iter_mut().enumerate() {
             if let Ticket::Asked { kind, caller } = *ticket {
                 questions.backups.push((place, kind));
@@ -407,6 +444,19 @@ pub(crate) mod serve {
     pub(crate) fn pause_served(number: u64) {
         let mut shared = SHARED.exclusive();
         shared.pauses_served = shared.pauses_served.max(number);
+    }
+
+    /// Tells all calls for a drill up to this number which one is theirs.
+    pub(crate) fn drill_started(number: u64, drill: u64) {
+        let mut shared = SHARED.exclusive();
+        shared.drills_served = shared.drills_served.max(number);
+        shared.drill = drill;
+    }
+
+    /// Tells whoever waits that drills up to this one have ended.
+    pub(crate) fn drill_ended(drill: u64) {
+        let mut shared = SHARED.exclusive();
+        shared.drill_ended = shared.drill_ended.max(drill);
     }
 
     /// Tells whoever waits that a job has ended.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,9 +14,13 @@ use nrt_core::encoded;
 use nrt_core::health::Check;
 use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::job::Job;
-use nrt_core::layout::{self, Kept, PushFailure, Tool};
+use nrt_core::layout::{self, Kept, PushFailure, Restored, Tool};
+use nrt_core::lsn::Lsn;
 use nrt_core::offsite;
-use nrt_process::files::write_atomically;
+use nrt_core::restore::catalog::RestorePoint;
+use nrt_core::restore::drill::{Drill, journal};
+use nrt_core::restore::points;
+use nrt_process::files::{self, write_atomically};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -108,6 +112,44 @@ pub(crate) fn failed_push() -> Option<PushFailure> {
     read(layout::PUSH_FAILURE)
 }
 
+/// All drills, oldest first.
+pub(crate) fn drills() -> Vec<Drill> {
+    journal::read(&fs::read(file(layout::DRILLS)).unwrap_or_default())
+}
+
+/// Writes what is known of a drill, in place of what was known before.
+///
+/// # Errors
+///
+/// What the file system says. A journal that cannot be read is not replaced.
+pub(crate) fn record_drill(drill: &Drill) -> io::Result<()> {
+    let path = file(layout::DRILLS);
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
+    };
+    text.and_then(|text| write_atomically(&path, journal::with(&text, drill).as_bytes()))
+        .map_err(|error| in_file(&path, &error))
+}
+
+/// Whether somebody asks for a drill on the command line.
+pub(crate) fn drill_is_requested() -> bool {
+    file(layout::DRILL_NOW).exists()
+}
+
+/// Tells whoever asked for a drill on the command line that it has started.
+///
+/// # Errors
+///
+/// What the file system says; it would be asked for again and again.
+pub(crate) fn drill_is_served() -> io::Result<()> {
+    let path = file(layout::DRILL_NOW);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(in_file(&path, &error)),
+        _ => Ok(()),
+    }
+}
+
 /// How pgBackRest is called.
 pub(crate) fn tool() -> Option<Tool> {
     read(layout::TOOL)
@@ -170,11 +212,7 @@ pub(crate) fn lock_texts() -> Vec<String> {
 
 /// The end of what the running or last job printed, at most `limit` bytes.
 pub(crate) fn job_log(limit: u64) -> Option<String> {
-    let mut log = File::open(file(layout::LOG).join(layout::JOB_LOG)).ok()?;
-    let length = log.metadata().ok()?.len();
-    log.seek(SeekFrom::Start(length.saturating_sub(limit))).ok()?;
-    let mut text = Vec::new();
-    log.take(limit).read_to_end(&mut text).ok()?;
+    let text = files::read_end(&file(layout::LOG).join(layout::JOB_LOG), limit).ok()?;
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -198,6 +236,100 @@ pub(crate) fn mark_running() -> io::Result<bool> {
 pub(crate) fn unmark_running() {
     // If it stays, the next worker reports an unclean end that was none: harmless.
     let _ = fs::remove_file(file(layout::RUNNING));
+}
+
+/// Whether a restore recovers in private: the worker has to wait.
+pub(crate) fn is_recovering() -> bool {
+    file(layout::RECOVERING).exists()
+}
+
+/// What the restore says that made this data directory, if one did.
+pub(crate) fn restored() -> Option<Restored> {
+    read(layout::RESTORED)
+}
+
+/// Remembers that the full backup was taken that was due after a restore.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn full_taken(label: &str) -> io::Result<()> {
+    match restored() {
+        Some(restored) => {
+            write(layout::RESTORED, &Restored { full_taken: Some(label.to_string()), ..restored })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The next transaction ids right after backups had ended, by their labels.
+pub(crate) fn next_xids() -> BTreeMap<String, u64> {
+    read(layout::NEXT_XIDS).unwrap_or_default()
+}
+
+/// Keeps them.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn keep_next_xids(xids: &BTreeMap<String, u64>) -> io::Result<()> {
+    write(layout::NEXT_XIDS, xids)
+}
+
+/// The lock on the list of restore points; nothing while somebody else has it.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn lock_restore_points() -> io::Result<Option<File>> {
+    let path = file(layout::RESTORE_POINTS_LOCK);
+    files::try_lock(&path).map_err(|error| in_file(&path, &error))
+}
+
+/// The restore points that were recorded, the last ones, oldest first.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn restore_points() -> io::Result<Vec<RestorePoint>> {
+    let path = file(layout::RESTORE_POINTS);
+    let longest = points::MOST as u64 * points::LONGEST_LINE;
+    let text = files::read_end(&path, longest).map_err(|error| in_file(&path, &error))?;
+    Ok(points::parse(&text))
+}
+
+/// Records a restore point. The caller has the lock.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn append_restore_point(point: &RestorePoint) -> io::Result<()> {
+    let path = file(layout::RESTORE_POINTS);
+    files::append(&path, &points::line(point)?).map_err(|error| in_file(&path, &error))
+}
+
+/// Takes those restore points out of a list that has become long to which nobody can restore any
+/// more. While somebody makes one, it is left for the next time.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn prune_restore_points(oldest: Lsn) -> io::Result<()> {
+    let path = file(layout::RESTORE_POINTS);
+    if fs::metadata(&path).is_ok_and(|it| it.len() > points::LONG_FILE)
+        && let Some(_lock) = lock_restore_points()?
+    {
+        let before = restore_points()?;
+        let mut text = Vec::new();
+        for point in before.iter().filter(|point| oldest <= point.lsn) {
+            text.extend(points::line(point)?);
+        }
+        // Where nothing goes, nothing is written every minute.
+        if fs::metadata(&path)?.len() > text.len() as u64 {
+            write_atomically(&path, &text).map_err(|error| in_file(&path, &error))?;
+        }
+    }
+    Ok(())
 }
 
 /// The history: every job, the newest last.

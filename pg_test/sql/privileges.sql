@@ -45,6 +45,9 @@ SELECT nrt_backup_cancel();
 SELECT * FROM nrt_check();
 SELECT nrt_pause();
 SELECT nrt_resume();
+SELECT nrt_restore_point('a');
+SELECT nrt_drill_now();
+SELECT * FROM nrt_restore_plan();
 SELECT * FROM nrt.status;
 SELECT * FROM nrt.settings;
 RESET ROLE;
@@ -56,6 +59,9 @@ SELECT nrt_backup_now();
 SELECT nrt_backup_start('full');
 SELECT nrt_backup_cancel();
 SELECT * FROM nrt_check();
+SELECT nrt_restore_point('a');
+SELECT nrt_drill_now();
+SELECT * FROM nrt_restore_plan();
 RESET ROLE;
 
 SET ROLE regress_operator;
@@ -66,6 +72,8 @@ SELECT nrt_backup_now('nonsense');
 SELECT nrt_backup_cancel() IS NOT NULL AS called;
 SELECT nrt_pause('shipping') AS paused;
 SELECT nrt_resume() AS paused;
+SELECT nrt_restore_point('of an operator') <= pg_current_wal_flush_lsn() AS called;
+SELECT * FROM nrt_restore_plan(inclusive => NULL);
 -- May look, not configure.
 ALTER SYSTEM SET nrt_backup.stanza = 'other';
 SET nrt_backup.stanza = 'other';

@@ -24,6 +24,20 @@ SELECT r.* FROM refused($$SELECT nrt_backup_start(NULL)$$) r;
 SELECT r.* FROM refused($$SELECT nrt_backup_start(type => '差')$$) r;
 SELECT r.* FROM refused($$SELECT nrt_pause('everything')$$) r;
 SELECT r.* FROM refused($$SELECT nrt_resume(NULL)$$) r;
+SELECT r.* FROM refused($$SELECT nrt_restore_point(NULL)$$) r;
+SELECT r.* FROM refused($$SELECT nrt_restore_point('')$$) r;
+SELECT r.* FROM refused(format('SELECT nrt_restore_point(%L)', repeat('ä', 32))) r;
+SELECT r.* FROM refused($$SELECT nrt_restore_point(E'two\nlines')$$) r;
+SELECT nrt_restore_point('once') <= pg_current_wal_flush_lsn() AS on_disk;
+SELECT r.code, regexp_replace(r.message, 'made at .*', 'made ...') AS message, r.hint
+FROM refused($$SELECT nrt_restore_point('once')$$) r;
+-- What needs no look at the backups; the rest nrt-backup plan refuses.
+SELECT r.* FROM refused($$SELECT * FROM nrt_restore_plan('infinity')$$) r;
+SELECT r.* FROM refused($$SELECT * FROM nrt_restore_plan(target_time => '-infinity')$$) r;
+SELECT r.* FROM refused($$SELECT * FROM nrt_restore_plan(inclusive => NULL)$$) r;
+SELECT r.code, r.hint FROM refused($$SELECT * FROM nrt_restore_plan(target_lsn => 'x/y')$$) r;
+SELECT r.code, length(r.message) < 200 AS short
+FROM refused(format('SELECT * FROM nrt_restore_plan(target_name => %L)', repeat('x', 100000))) r;
 -- A value that is too long to be told is shortened.
 SELECT length(message) < 200 AS short, left(message, 20) AS message FROM refused(format('SELECT nrt_backup_start(%L)', repeat('x', 100000))) r;
 -- While backups are paused none is taken, and what is paused is shown.

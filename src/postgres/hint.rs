@@ -11,13 +11,15 @@ use pgrx::pg_sys;
 use super::config_option;
 
 /// The functions that the role may call.
-const FUNCTIONS: [&str; 6] = [
+const FUNCTIONS: [&str; 8] = [
     "nrt_backup_now",
     "nrt_backup_start",
     "nrt_backup_cancel",
     "nrt_check",
     "nrt_pause",
     "nrt_resume",
+    "nrt_restore_point",
+    "nrt_restore_plan",
 ];
 
 /// Who was asked before us, and is asked after us.

@@ -214,6 +214,14 @@ pub(crate) fn timestamp(at: DateTime<Utc>) -> Option<TimestampWithTimeZone> {
     TimestampWithTimeZone::try_from(at.timestamp_micros() - EPOCH_DIFFERENCE).ok()
 }
 
+/// A `timestamptz` as a moment; `None` if it is infinite, or beyond what can be computed with.
+pub(crate) fn instant(at: TimestampWithTimeZone) -> Option<DateTime<Utc>> {
+    let microseconds: pg_sys::TimestampTz = at.into();
+    let is_finite = !at.is_infinity() && !at.is_neg_infinity();
+    let since_1970 = microseconds.checked_add(EPOCH_DIFFERENCE).filter(|_| is_finite)?;
+    DateTime::from_timestamp_micros(since_1970)
+}
+
 fn moment(timestamp: pg_sys::TimestampTz) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(timestamp.saturating_add(EPOCH_DIFFERENCE)).unwrap_or_default()
 }

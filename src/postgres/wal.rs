@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -24,6 +25,23 @@ pub(crate) fn flushed() -> Option<(u32, Lsn)> {
     // SAFETY: the function may be called whenever recovery is over, which it never un-becomes.
     let position = unsafe { pg_sys::GetFlushRecPtr(&raw mut timeline) };
     Some((timeline, Lsn(position)))
+}
+
+/// Writes a restore point into the WAL and waits until it is on disk. Answers the timeline, and the
+/// position right after it. The server must not be in recovery, and `wal_level` not minimal.
+pub(crate) fn restore_point(name: &CStr) -> (u32, Lsn) {
+    // SAFETY: the name ends and is copied; what is flushed was inserted just now.
+    unsafe {
+        let position = pg_sys::XLogRestorePoint(name.as_ptr());
+        pg_sys::XLogFlush(position);
+        (pg_sys::GetWALInsertionTimeLine(), Lsn(position))
+    }
+}
+
+/// The next transaction id that will be given out, with its epoch.
+pub(crate) fn next_transaction_id() -> u64 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::ReadNextFullTransactionId() }.value
 }
 
 /// Bytes of a WAL segment of this cluster.

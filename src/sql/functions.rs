@@ -16,7 +16,7 @@ use crate::sql::rows::check_rows;
 use crate::state_directory;
 
 /// How often a waiting caller looks. Only callers wait this way, never the worker.
-const POLL: Duration = Duration::from_millis(50);
+pub(super) const POLL: Duration = Duration::from_millis(50);
 /// How long a caller waits for a worker that is not there: it may be starting again.
 const WORKER_PATIENCE: Duration = Duration::from_secs(20);
 /// How many characters of a value that is refused are repeated.
@@ -123,7 +123,7 @@ fn pause(what: Option<&str>, pause: bool) -> Result<String, ErrorReport> {
 }
 
 /// A value that is refused, as far as it is repeated.
-fn shortened(value: &str) -> String {
+pub(super) fn shortened(value: &str) -> String {
     let rest = if value.chars().nth(LONGEST_SHOWN).is_some() { "…" } else { "" };
     let shown: String = value.chars().take(LONGEST_SHOWN).collect();
     format!("{shown}{rest}")
@@ -149,6 +149,45 @@ fn nrt_check() -> Result<
     let number = ask::check();
     wait(|| ask::check_is_served(number))?;
     Ok(TableIterator::new(check_rows()))
+}
+
+/// Tries a restore in a scratch place, waits for it, and returns what it came to.
+///
+/// Cancelling the statement leaves the drill running.
+#[pg_extern(parallel_unsafe)]
+fn nrt_drill_now() -> Result<String, ErrorReport> {
+    worker_must_be_reachable()?;
+    let running = shared::look().1.drilling;
+    let question = ask::drill();
+    let mut number = None;
+    wait(|| {
+        number = ask::drill_of(question);
+        number.is_some()
+    })?;
+    let number = number.ok_or_else(worker_is_gone)?;
+    if running {
+        let words = format!("a drill runs already: this is about drill {number}");
+        ereport!(NOTICE, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, words);
+    }
+    wait(|| ask::drill_has_ended(number))?;
+    let drill = state_directory::drills().into_iter().find(|drill| drill.number == number);
+    let Some(outcome) = drill.and_then(|drill| drill.outcome) else {
+        return Err(refuse(
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            format!("drill {number} ended, but the journal does not have it"),
+            "See nrt.health: the state directory may not be writable.",
+        ));
+    };
+    if outcome.succeeded() {
+        return Ok(outcome.summary());
+    }
+    let hint = outcome.failure.as_ref().map(|failure| failure.hint.clone());
+    Err(refuse(
+        PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+        format!("drill {number} failed: {}", outcome.summary()),
+        hint.filter(|hint| !hint.is_empty())
+            .unwrap_or("See nrt.drills and nrt.health.".to_string()),
+    ))
 }
 
 /// Asks the worker for a backup and returns the number of its job.
@@ -208,6 +247,12 @@ fn wait(mut done: impl FnMut() -> bool) -> Result<(), ErrorReport> {
 
 /// Refuses where no worker can ever answer.
 fn worker_must_be_reachable() -> Result<(), ErrorReport> {
+    must_be_a_primary("backups are taken")
+}
+
+/// Refuses where the library is not preloaded, and on a standby, where what is asked for is not
+/// done.
+pub(super) fn must_be_a_primary(what: &str) -> Result<(), ErrorReport> {
     if !shared::is_there() {
         return Err(refuse(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -218,7 +263,7 @@ fn worker_must_be_reachable() -> Result<(), ErrorReport> {
     if wal::in_recovery() {
         return Err(refuse(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "backups are taken on the primary, and this server is in recovery",
+            format!("{what} on the primary, and this server is in recovery"),
             "Call the function on the primary, or here after this server was promoted.",
         ));
     }

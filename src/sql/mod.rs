@@ -4,6 +4,7 @@
 //! otherwise; the views are in the schema `nrt`, above row functions that nobody calls directly.
 
 mod functions;
+mod restore;
 mod rows;
 
 use pgrx::prelude::*;
@@ -16,10 +17,12 @@ extension_sql_file!("../../sql/views.sql", name = "views", finalize);
 mod tests {
     use std::ffi::CString;
 
+    use nrt_core::lsn::Lsn;
     use nrt_core::options::{self, Kind};
     use pgrx::pg_sys::panic::CaughtError;
     use pgrx::prelude::*;
 
+    use crate::postgres::wal;
     use crate::settings::value_of;
     use crate::{shared, state_directory};
 
@@ -132,11 +135,11 @@ mod tests {
         let views = "select array_agg(relname::text) from pg_class
                       where relnamespace = 'nrt'::regnamespace and relkind = 'v'";
         let views: Vec<String> = one(views);
-        assert_eq!(views.len(), 8);
+        assert_eq!(views.len(), 9);
         for view in views {
             assert!(one::<i64>(&format!("select count(v) from nrt.{view} v")) >= 0, "{view}");
         }
-        assert_eq!(one::<i64>("select count(*) from nrt.schedule"), 3);
+        assert_eq!(one::<i64>("select count(*) from nrt.schedule"), 4);
         assert_eq!(one::<i64>("select count(*) from nrt.status"), 1);
     }
 
@@ -152,6 +155,56 @@ mod tests {
         let [code, message, ..] = refused("select nrt_backup_now(null)");
         assert_eq!(code, "ERRCODE_INVALID_PARAMETER_VALUE");
         assert!(message.contains("null"), "{message}");
+    }
+
+    #[pg_test]
+    fn a_restore_point_is_made_once_and_flushed() {
+        let made: String = one("select nrt_restore_point('a point')::text");
+        let made: Lsn = made.parse().expect("a position");
+        let (timeline, flushed) = wal::flushed().expect("no recovery here");
+        assert!(Lsn(0) < made && made <= flushed, "{made} {flushed}");
+        let points = state_directory::restore_points().expect("can be read");
+        let found: Vec<_> = points.iter().filter(|point| point.name == "a point").collect();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].timeline, found[0].lsn), (timeline, made));
+        let [code, message, _, hint] = refused("select nrt_restore_point('a point')");
+        assert_eq!(code, "ERRCODE_DUPLICATE_OBJECT");
+        assert!(message.contains(&made.to_string()), "{message}");
+        assert!(hint.starts_with("Choose another name."), "{hint}");
+    }
+
+    #[pg_test]
+    fn a_name_that_is_none_is_refused() {
+        for (sql, words) in [
+            ("select nrt_restore_point(null)", "must not be null"),
+            ("select nrt_restore_point('')", "must not be empty"),
+            ("select nrt_restore_point(repeat('x', 64))", "has 64 bytes"),
+            ("select nrt_restore_point(e'a\\tb')", "control characters"),
+        ] {
+            let [code, message, _, hint] = refused(sql);
+            assert_eq!(code, "ERRCODE_INVALID_PARAMETER_VALUE");
+            assert!(message.contains(words) && hint.contains("63 bytes"), "{message} {hint}");
+        }
+    }
+
+    #[pg_test]
+    fn a_plan_is_refused_before_anybody_is_asked() {
+        for (sql, words) in [
+            ("select nrt_restore_plan('infinity')", "infinite"),
+            ("select nrt_restore_plan('294000-01-01')", "farther away"),
+            ("select nrt_restore_plan(inclusive => null)", "must not be null"),
+            ("select nrt_restore_plan(target_xid => repeat('1', 1001))", "for --target-xid"),
+        ] {
+            let [code, message, _, hint] = refused(sql);
+            assert_eq!(code, "ERRCODE_INVALID_PARAMETER_VALUE", "{message}");
+            assert!(message.contains(words) && !hint.is_empty(), "{message} {hint}");
+        }
+    }
+
+    #[pg_test]
+    fn a_transaction_id_is_told_with_its_epoch() {
+        let before: String = one("select pg_current_xact_id()::text");
+        assert!(before.parse::<u64>().expect("a number") < wal::next_transaction_id());
     }
 
     #[pg_test]

@@ -2,9 +2,11 @@
 //! asked for. They work on a standby, too, and need no table.
 
 use chrono::{DateTime, Utc};
+use nrt_core::crontab::Crontab;
 use nrt_core::health::{self, Severity};
 use nrt_core::inventory::Inventory;
 use nrt_core::kind::BackupType;
+use nrt_core::layout;
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::Phase;
 use nrt_core::options;
@@ -27,7 +29,11 @@ pub(crate) fn check_rows() -> Vec<(String, String, String, Option<String>)> {
     } else if wal::in_recovery() {
         vec![health::standby()]
     } else if shared::look().0.pid == 0 {
-        vec![health::worker_missing()]
+        let marker = state_directory::file(layout::RECOVERING);
+        match state_directory::is_recovering() {
+            true => vec![health::recovering(&marker.to_string_lossy())],
+            false => vec![health::worker_missing()],
+        }
     } else {
         let mut checks = state_directory::health();
         if shared::look().1.health_is_old {
@@ -183,6 +189,7 @@ mod nrt {
             name!(ship_lag_bytes, Option<i64>),
             name!(ship_lag, Option<f64>),
             name!(offsite_backups, Option<i32>),
+            name!(drilling, bool),
         ),
     > {
         let (worker, present) =
@@ -225,6 +232,7 @@ mod nrt {
             remote.lag_bytes,
             remote.lag,
             remote.backups,
+            worker.pid != 0 && present.drilling,
         ))
     }
 
@@ -403,10 +411,83 @@ mod nrt {
         ),
     > {
         let settings = shown_settings();
-        let runs = if shared::is_there() { shared::look().1.next_runs } else { [None; 3] };
-        let rows = BackupType::ALL.into_iter().zip(runs).rev().map(|(kind, run)| {
-            let line = settings.schedule(kind).map(|crontab| crontab.text().to_string());
-            (kind.to_string(), line, settings.zone.name().to_string(), run.and_then(moment))
+        let present = if shared::is_there() { shared::look().1 } else { Default::default() };
+        let row = |kind: String, crontab: Option<&Crontab>, run: Option<DateTime<Utc>>| {
+            let line = crontab.map(|crontab| crontab.text().to_string());
+            (kind, line, settings.zone.name().to_string(), run.and_then(moment))
+        };
+        let backups = BackupType::ALL.into_iter().zip(present.next_runs).rev();
+        let mut rows: Vec<_> = backups
+            .map(|(kind, run)| row(kind.to_string(), settings.schedule(kind), run))
+            .collect();
+        let drills = settings.drill_schedule.as_ref();
+        rows.push(row("drill".to_string(), drills, present.next_drill));
+        TableIterator::new(rows)
+    }
+
+    #[pg_extern(parallel_unsafe)]
+    #[allow(clippy::type_complexity, reason = "pgrx makes the row's type from the list")]
+    fn drill_rows() -> TableIterator<
+        'static,
+        (
+            name!(drill, i64),
+            name!(trigger, String),
+            name!(started, Option<TimestampWithTimeZone>),
+            name!(ended, Option<TimestampWithTimeZone>),
+            name!(status, String),
+            name!(source, Option<String>),
+            name!(backup, Option<String>),
+            name!(timeline, Option<i64>),
+            name!(recovered_up_to, Option<TimestampWithTimeZone>),
+            name!(recovered_lsn, Option<String>),
+            name!(plan, Option<f64>),
+            name!(fetch, Option<f64>),
+            name!(restore, Option<f64>),
+            name!(replay, Option<f64>),
+            name!(check, Option<f64>),
+            name!(fetched_bytes, Option<i64>),
+            name!(restored_bytes, Option<i64>),
+            name!(replayed_bytes, Option<i64>),
+            name!(expected, Option<f64>),
+            name!(checked_relations, Option<i64>),
+            name!(query_result, Option<String>),
+            name!(message, Option<String>),
+            name!(hint, Option<String>),
+        ),
+    > {
+        let rows = state_directory::drills().into_iter().rev().map(|drill| {
+            let (number, status) = (signed(drill.number), drill.status().to_string());
+            let outcome = drill.outcome.as_ref();
+            let recovered = outcome.and_then(|it| it.recovered.as_ref());
+            // Of a restore that came to nothing, its times say nothing.
+            let phases = outcome.filter(|it| it.recovered.is_some()).map(|it| it.phases);
+            let failure = outcome.and_then(|it| it.failure.as_ref());
+            let text = |text: &str| (!text.is_empty()).then(|| text.to_string());
+            (
+                number,
+                drill.trigger.to_string(),
+                moment(drill.started),
+                outcome.and_then(|it| moment(it.ended)),
+                status,
+                outcome.and_then(|it| text(&it.source)),
+                recovered.map(|it| it.backup.clone()),
+                recovered.map(|it| it.timeline.into()),
+                recovered.and_then(|it| it.last_commit).and_then(moment),
+                recovered.map(|it| it.lsn.to_string()),
+                phases.map(|it| it.plan),
+                phases.map(|it| it.fetch),
+                phases.map(|it| it.restore),
+                phases.map(|it| it.replay),
+                phases.map(|it| it.check),
+                phases.map(|it| signed(it.fetched_bytes)),
+                phases.map(|it| signed(it.restored_bytes)),
+                phases.map(|it| signed(it.replayed_bytes)),
+                outcome.and_then(|it| it.expected),
+                outcome.and_then(|it| it.checked_relations).map(signed),
+                outcome.and_then(|it| it.query_result.clone()),
+                failure.map(|it| it.message.clone()),
+                failure.and_then(|it| text(&it.hint)),
+            )
         });
         TableIterator::new(rows.collect::<Vec<_>>())
     }

@@ -13,6 +13,7 @@ use nrt_core::look::{Plan, Server};
 use nrt_core::machine::Exit;
 use nrt_core::offsite;
 use nrt_core::pgbackrest::command;
+use nrt_core::restore::drill::Order;
 use nrt_core::settings::Settings;
 use nrt_process::{Leashed, Spec, allowed};
 
@@ -78,6 +79,23 @@ pub(crate) fn ship(plan: &offsite::Plan) -> Result<Leashed, Failure> {
     start(nrt_backup(), vec!["ship".to_string(), plan], Some(layout::SHIP_LOG), None, true)
 }
 
+/// Starts a drill, or the removal of what one has left behind.
+///
+/// # Errors
+///
+/// If no process can be started.
+pub(crate) fn drill(order: &Order, only_clean: bool) -> Result<Leashed, Failure> {
+    let order = serde_json::to_string(order).map_err(|error| Failure {
+        message: format!("could not describe the drill: {error}"),
+        hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),
+    })?;
+    let mut args = vec!["drill".to_string(), "--order".to_string(), order];
+    args.extend(only_clean.then(|| "--clean".to_string()));
+    // What the drill said stays there while its leftovers are removed.
+    let log = (!only_clean).then_some(layout::DRILL_LOG);
+    start(nrt_backup(), args, log, None, false)
+}
+
 /// Starts the creation of the stanza.
 ///
 /// # Errors
@@ -107,6 +125,15 @@ fn tool() -> Result<Tool, Failure> {
     })
 }
 
+/// Asks `nrt-backup plan` what a restore would do; its answer comes back in the report.
+///
+/// # Errors
+///
+/// If no process can be started.
+pub(crate) fn plan(args: Vec<String>) -> Result<Leashed, Failure> {
+    run(&Spec { answer: true, ..spec(nrt_backup(), args) })
+}
+
 fn start(
     program: PathBuf,
     args: Vec<String>,
@@ -119,17 +146,26 @@ fn start(
         // The log of the one before. If it stays, the new one is appended.
         let _ = fs::remove_file(log);
     }
-    let spec = Spec {
+    run(&Spec { log, time_limit, input, ..spec(program, args) })
+}
+
+/// A program that is to run as all of the server's children do.
+fn spec(program: PathBuf, args: Vec<String>) -> Spec {
+    Spec {
         program,
         args: args.into_iter().map(Into::into).collect(),
         env: allowed(std::env::vars_os()),
-        log,
+        log: None,
         directory: state_directory::path(),
         patience: PATIENCE,
-        time_limit,
-        input,
-    };
-    Leashed::start(&nrt_backup(), &spec).map_err(|error| Failure {
+        time_limit: None,
+        input: false,
+        answer: false,
+    }
+}
+
+fn run(spec: &Spec) -> Result<Leashed, Failure> {
+    Leashed::start(&nrt_backup(), spec).map_err(|error| Failure {
         message: error.to_string(),
         hint: "nrt-backup is installed beside the postgres program by the package and by \
                ./dev install."

@@ -4,11 +4,12 @@
 //! The loop never blocks: children run beside it, and whatever may hang is a child's. It must not
 //! hold a transaction, a lock or a snapshot while it sleeps.
 
-mod child;
+pub(crate) mod child;
+mod drill;
 mod ship;
 mod watch;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -19,6 +20,7 @@ use nrt_core::kind::BackupType;
 use nrt_core::layout::{self, Kept};
 use nrt_core::look::Server;
 use nrt_core::machine::{self, Action, Command, Event, Exit, Readiness, State};
+use nrt_core::restore::points;
 use nrt_core::settings::Settings;
 use nrt_process::Leashed;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, SignalWakeFlags};
@@ -27,6 +29,7 @@ use pgrx::prelude::*;
 use crate::postgres::{self, wal};
 use crate::shared::{Activity, Paused, Present, RunningJob, serve};
 use crate::state_directory::{self, Journal};
+use crate::worker::drill::{Circumstances, Drills};
 use crate::{report, settings};
 
 /// How long the postmaster waits before it starts the worker again after an error.
@@ -34,6 +37,8 @@ const RESTART: Duration = Duration::from_secs(5);
 /// How long the worker sleeps at most while a backup runs: a shutdown in "smart" mode tells a
 /// background worker nothing, so it has to look.
 const WATCHFUL: Duration = Duration::from_secs(1);
+/// How often the worker looks whether a restore is done.
+const RECOVERING: Duration = Duration::from_secs(1);
 /// How long the worker sleeps at most.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How long a shutdown waits for children to end. The leash kills what has not ended after two
@@ -65,8 +70,22 @@ pub extern "C-unwind" fn nrt_backup_worker_main(_argument: pg_sys::Datum) {
             | SignalWakeFlags::SIGCHLD,
     );
     postgres::connect_without_database();
-    Worker::begin().run();
+    if restore_has_ended() {
+        Worker::begin().run();
+    }
     postgres::exit_worker();
+}
+
+/// Waits while a restore recovers in private: nothing may be looked at, backed up or shipped before
+/// it is known whose data directory this is to be. Answers whether there is anything to do then.
+fn restore_has_ended() -> bool {
+    if state_directory::is_recovering() {
+        log!("nrt_backup waits until the restore is done");
+    }
+    while state_directory::is_recovering() && !postgres::shutdown_requested() {
+        postgres::latch::wait(RECOVERING);
+    }
+    !postgres::shutdown_requested()
 }
 
 /// The worker at work.
@@ -89,9 +108,12 @@ struct Worker {
     /// been edited.
     reloaded: bool,
     ship: ship::Ship,
+    drills: Drills,
     /// The call for a pause that has been carried out but not yet shown.
     pause_running: Option<u64>,
     watch: watch::Watch,
+    /// The next transaction id right after the last job's child had ended, and the job.
+    next_xid: Option<(u64, u64)>,
 }
 
 impl Worker {
@@ -116,9 +138,11 @@ impl Worker {
             watch.writing(layout::RUNNING, state_directory::mark_running()).unwrap_or(false);
         watch.unclean_end = unclean.then(Utc::now);
         let journal = watch.writing(layout::HISTORY, Journal::open()).unwrap_or_default();
+        let drills = Drills::new(kept.drills.clone(), &mut watch);
         let state = State::new(postgres::system_identifier(), kept.memory.clone(), Utc::now());
         let mut worker = Worker {
             ship: ship::Ship::new(kept.shipping_paused),
+            drills,
             pause_running: None,
             server: child::server(&catalog.superuser),
             database_exists: catalog.database_exists,
@@ -134,10 +158,12 @@ impl Worker {
             check_waiting: None,
             reloaded: false,
             watch,
+            next_xid: None,
         };
         log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
         worker.ship.configure(&worker.server, &worker.settings);
-        worker.events.push_back(Event::Started { unfinished, labels });
+        let full_due_since = state_directory::restored().and_then(|it| it.full_due_since());
+        worker.events.push_back(Event::Started { unfinished, labels, full_due_since });
         worker
     }
 
@@ -148,8 +174,10 @@ impl Worker {
             self.events.push_back(Event::Tick);
             self.settle();
             self.ship.settle();
+            self.drill();
             self.evaluate();
             self.publish();
+            self.drills.tell();
             if let Some(number) = self.pause_running.take() {
                 serve::pause_served(number);
             }
@@ -199,6 +227,7 @@ impl Worker {
                 self.keep();
             }
         }
+        self.drills.ask(questions.drill);
         for (ticket, kind) in questions.backups {
             self.events.push_back(Event::Requested { ticket, kind });
         }
@@ -214,15 +243,43 @@ impl Worker {
         self.job.is_some() && child::postmaster_is_stopping()
     }
 
+    /// Has drills start and end.
+    fn drill(&mut self) {
+        self.with_drills(Drills::settle);
+        if self.kept.drills != *self.drills.supervisor().memory() {
+            self.kept.drills = self.drills.supervisor().memory().clone();
+            self.keep();
+        }
+    }
+
+    fn with_drills<T>(
+        &mut self,
+        act: impl FnOnce(&mut Drills, Circumstances<'_>, &mut watch::Watch) -> T,
+    ) -> T {
+        let Worker { drills, server, settings, ship, state, watch, .. } = self;
+        act(drills, circumstances(server, settings, ship, state.as_ref()), watch)
+    }
+
+    fn circumstances(&self) -> Circumstances<'_> {
+        circumstances(&self.server, &self.settings, &self.ship, self.state.as_ref())
+    }
+
     /// Turns children that have ended into events.
     fn reap(&mut self) {
         if let Some(exit) = child::ended(&mut self.job) {
+            let job = self.state.as_ref().and_then(State::running).map(|job| job.id);
+            self.next_xid = job.map(|job| (job, wal::next_transaction_id()));
             self.events.push_back(Event::JobExited(exit));
         }
         if let Some(exit) = child::ended(&mut self.look) {
             let result = child::look_result(&exit);
             if let Ok(inventory) = &result {
-                self.rebase(inventory.last_stop(postgres::system_identifier()));
+                let system_id = postgres::system_identifier();
+                self.rebase(inventory.last_stop(system_id));
+                if let Some(oldest) = points::oldest_reachable(inventory, system_id) {
+                    let pruned = state_directory::prune_restore_points(oldest);
+                    self.watch.writing(layout::RESTORE_POINTS, pruned);
+                }
             }
             self.events.push_back(Event::Looked(result.map(Box::new)));
             self.keep_meter();
@@ -287,6 +344,10 @@ impl Worker {
                 self.kept.memory = memory;
                 self.keep();
             }
+            Action::FullTaken(label) => {
+                let kept = state_directory::full_taken(&label);
+                self.watch.writing(layout::RESTORED, kept);
+            }
         }
     }
 
@@ -335,11 +396,32 @@ impl Worker {
         self.watch.writing(layout::HISTORY, written);
         if job.status == Status::Succeeded {
             self.watch.unclean_end = None;
+            self.keep_next_xid(job);
         }
         report::job(job);
         if job.status.is_final() {
             serve::job_ended(job.id);
         }
+    }
+
+    /// Keeps the next transaction id from right after a backup had ended: whatever has a higher one
+    /// is not in it. Of a backup whose end was not seen it is not known.
+    fn keep_next_xid(&mut self, job: &Job) {
+        let seen = self.next_xid.take_if(|(seen, _)| *seen == job.id);
+        let Some(((_, next_xid), label)) = seen.zip(job.label.clone()) else { return };
+        let mut xids = state_directory::next_xids();
+        if let Some(inventory) = self.state.as_ref().and_then(State::inventory)
+            && inventory.repository.is_ok()
+        {
+            let held: BTreeSet<&str> = inventory
+                .backups_of(postgres::system_identifier())
+                .map(|backup| backup.label.as_str())
+                .collect();
+            xids.retain(|label, _| held.contains(label.as_str()));
+        }
+        xids.insert(label, next_xid);
+        let kept = state_directory::keep_next_xids(&xids);
+        self.watch.writing(layout::NEXT_XIDS, kept);
     }
 
     fn keep(&mut self) {
@@ -363,6 +445,7 @@ impl Worker {
                 postgres::system_identifier(),
                 self.database_exists,
                 self.ship.findings(),
+                self.drills.supervisor(),
             );
         }
     }
@@ -390,6 +473,8 @@ impl Worker {
             }),
             growth,
             next_runs: BackupType::ALL.map(|kind| runs.get(&kind).copied()),
+            next_drill: self.drills.supervisor().next_run(&self.settings),
+            drilling: self.drills.supervisor().running().is_some(),
             zone: Some(self.settings.zone),
             paused: Paused { backups: state.is_paused(), shipping: self.kept.shipping_paused },
             shipping: self.ship.present(),
@@ -404,7 +489,9 @@ impl Worker {
             return Duration::ZERO;
         }
         let Some(state) = &self.state else { return longest };
-        let until = state.wake_at(&self.settings) - Utc::now();
+        let until = state.wake_at(&self.settings);
+        let drill = self.drills.wake_at(self.circumstances());
+        let until = drill.map_or(until, |it| it.min(until)) - Utc::now();
         // A millisecond more, so that the moment has come when the worker wakes.
         let until = until.to_std().unwrap_or_default() + Duration::from_millis(1);
         let until = until.min(longest);
@@ -416,11 +503,13 @@ impl Worker {
     /// Ends the children and leaves.
     fn end(mut self) {
         self.take(Event::ShutdownAsked);
+        self.with_drills(Drills::stop);
         let deadline = Instant::now() + FAREWELL;
         loop {
             // Each of them is told at once, and they end side by side.
             let shipped = self.ship.end();
-            let done = shipped && self.job.is_none() && self.look.is_none();
+            let drilled = self.with_drills(Drills::end);
+            let done = shipped && drilled && self.job.is_none() && self.look.is_none();
             if done || deadline <= Instant::now() {
                 break;
             }
@@ -438,4 +527,15 @@ impl Worker {
         serve::end();
         log!("nrt_backup worker ended");
     }
+}
+
+/// What drills depend on.
+fn circumstances<'a>(
+    server: &'a Server,
+    settings: &'a Settings,
+    ship: &'a ship::Ship,
+    state: Option<&State>,
+) -> Circumstances<'a> {
+    let paused = state.is_some_and(State::is_paused);
+    Circumstances { server, settings, remote: ship.remote(), paused }
 }

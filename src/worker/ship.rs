@@ -9,6 +9,7 @@ use nrt_core::look::Server;
 use nrt_core::offsite::supervisor::Supervisor;
 use nrt_core::offsite::{Phase, Plan, Position, Status};
 use nrt_core::settings::Settings;
+use nrt_core::words::last_words;
 use nrt_process::Leashed;
 use pgrx::prelude::*;
 
@@ -19,9 +20,6 @@ use crate::worker::child;
 
 /// How often its status is looked at, at most.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// How much of its last words is repeated: bytes, and lines.
-const LAST_WORDS: usize = 1000;
-const LAST_LINES: usize = 5;
 
 /// Shipping, as the worker keeps it going.
 pub(super) struct Ship {
@@ -225,6 +223,18 @@ impl Ship {
         until.to_std().ok()
     }
 
+    /// Where backups go off-site to, if anywhere.
+    ///
+    /// # Errors
+    ///
+    /// Why what configures the remote cannot be used.
+    pub(super) fn remote(&self) -> Result<Option<&Plan>, &Failure> {
+        match (&self.plan, &self.unusable) {
+            (None, Some(failure)) => Err(failure),
+            (plan, _) => Ok(plan.as_ref()),
+        }
+    }
+
     /// How it goes, for the checks.
     pub(super) fn findings(&self) -> Shipping {
         let process = match (&self.unusable, &self.plan, &self.ended, &self.running) {
@@ -287,15 +297,4 @@ impl Running {
             self.told = Some(position);
         }
     }
-}
-
-/// The end of what a program printed, on one line.
-fn last_words(output: &str) -> String {
-    let lines: Vec<&str> = output.lines().map(str::trim).filter(|it| !it.is_empty()).collect();
-    let words = lines[lines.len().saturating_sub(LAST_LINES)..].join("; ");
-    let mut begin = words.len().saturating_sub(LAST_WORDS);
-    while !words.is_char_boundary(begin) {
-        begin += 1;
-    }
-    words[begin..].to_string()
 }

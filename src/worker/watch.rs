@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use nrt_core::health::{self, Check, Findings, Shipping};
 use nrt_core::layout;
 use nrt_core::machine::State;
+use nrt_core::restore::drill::supervisor::Supervisor;
 use nrt_core::settings::Settings;
 
 use crate::{archiving, report, state_directory};
@@ -50,6 +51,7 @@ impl Watch {
         system_id: u64,
         database_exists: bool,
         shipping: Shipping,
+        drills: &Supervisor,
     ) {
         let checks = health::evaluate(&Findings {
             now: Utc::now(),
@@ -60,6 +62,7 @@ impl Watch {
             database_exists,
             unclean_end: self.unclean_end,
             shipping,
+            drills,
             state_failure: self.unwritten.values().next().cloned(),
         });
         for check in &checks {
