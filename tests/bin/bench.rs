@@ -7,6 +7,8 @@
 mod offsite;
 #[path = "../protected.rs"]
 mod protected;
+#[path = "bench_restore.rs"]
+mod restore;
 
 use std::fs;
 use std::process::{Command, ExitCode, Stdio};
@@ -66,6 +68,9 @@ struct Effort {
     cuts: u32,
     old_files: u32,
     changes: u32,
+    restores: u32,
+    restore_scale: u32,
+    restore_load: u32,
 }
 
 const THOROUGH: Effort = Effort {
@@ -81,6 +86,9 @@ const THOROUGH: Effort = Effort {
     cuts: 100,
     old_files: 100_000,
     changes: 7,
+    restores: 3,
+    restore_scale: 140,
+    restore_load: 20,
 };
 
 const QUICK: Effort = Effort {
@@ -95,11 +103,14 @@ const QUICK: Effort = Effort {
     cuts: 6,
     old_files: 2_000,
     changes: 2,
+    restores: 1,
+    restore_scale: 5,
+    restore_load: 3,
 };
 
 type Measure = fn(&Effort) -> Vec<Row>;
 
-const MEASUREMENTS: [(&str, &str, Measure); 10] = [
+const MEASUREMENTS: [(&str, &str, Measure); 11] = [
     ("pgbench", "the throughput of pgbench", throughput),
     ("idle", "an idle server", idle),
     ("growth", "growth crossing the threshold", growth),
@@ -110,6 +121,7 @@ const MEASUREMENTS: [(&str, &str, Measure); 10] = [
     ("bytes", "the bytes that an incremental backup sends", offsite::bytes),
     ("shipping-pgbench", "the throughput of pgbench while shipping", offsite::throughput),
     ("shipping-cost", "what shipping itself costs", offsite::cost),
+    ("restore", "a restore", restore::restore),
 ];
 
 /// One line of the result.

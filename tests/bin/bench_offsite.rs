@@ -14,10 +14,10 @@ use super::protected::{own_configuration, quiet};
 use super::{Budget, Effort, MEBIBYTE, Memory, PATIENCE, Row, Spread, Times, backed_up};
 
 /// The name that a cluster has off-site.
-const NAME: &str = "main";
+pub(super) const NAME: &str = "main";
 
 /// Starts a cluster that ships, and waits until its first backup is off-site.
-fn shipping(cluster: Cluster, remote: &Remote) -> Cluster {
+pub(super) fn shipping(cluster: Cluster, remote: &Remote) -> Cluster {
     let cluster = shipping_nowhere(remote.configure(cluster));
     wait_for_offsite(&cluster, 1);
     cluster
@@ -33,7 +33,7 @@ fn shipping_nowhere(cluster: Cluster) -> Cluster {
     cluster
 }
 
-fn wait_for_offsite(cluster: &Cluster, least: u32) {
+pub(super) fn wait_for_offsite(cluster: &Cluster, least: u32) {
     cluster.wait_for(
         &format!("SELECT offsite_backups >= {least} AND shipping = 'shipping' FROM nrt.status"),
         "t",
@@ -42,14 +42,14 @@ fn wait_for_offsite(cluster: &Cluster, least: u32) {
 }
 
 /// Waits until everything that is committed now is off-site.
-fn wait_for_shipped(cluster: &Cluster) {
+pub(super) fn wait_for_shipped(cluster: &Cluster) {
     let now = cluster.value("SELECT pg_current_wal_flush_lsn()");
     let question = format!("SELECT coalesce(shipped_lsn >= '{now}', false) FROM nrt.status");
     cluster.wait_for(&question, "t", PATIENCE);
 }
 
 /// A directory for copies of a remote.
-fn place() -> TempDir {
+pub(super) fn place() -> TempDir {
     let installation = Installation::get();
     let directory = tempfile::Builder::new()
         .prefix("nrt-copies-")
@@ -337,7 +337,7 @@ pub(super) fn bytes(effort: &Effort) -> Vec<Row> {
 }
 
 /// Every file with its length and the time of its last change, in nanoseconds.
-fn tree(root: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
+pub(super) fn tree(root: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
     let (mut found, mut left) = (Vec::new(), vec![root.to_path_buf()]);
     while let Some(directory) = left.pop() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {

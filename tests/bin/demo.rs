@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nrt_core::lsn::Lsn;
-use nrt_tests::{Cluster, Commits, Kind, Load, Remote, Restore, Shutdown, processes_mentioning};
+use nrt_tests::{Cluster, Commits, Kind, Load, Remote, Shutdown, processes_mentioning};
 
 /// Longer than any step takes, also where the machine does other things.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -50,9 +50,9 @@ fn tell() {
     story.what_one_sees();
     story.growth();
     story.by_hand();
-    let contents = story.by_the_clock();
+    story.by_the_clock();
     story.something_goes_wrong();
-    story.proof(&contents);
+    story.proof();
     story.nothing_to_do();
     story.what_happened();
     let remote = story.a_remote();
@@ -182,8 +182,7 @@ impl Story {
         self.news();
     }
 
-    /// Gives what the server holds after this.
-    fn by_the_clock(&mut self) -> String {
+    fn by_the_clock(&mut self) {
         self.chapter("By the clock");
         self.say(
             "The threshold goes back to 100MB, pgbench writes a little, and a crontab line says",
@@ -193,7 +192,7 @@ impl Story {
         self.page.command("$ pgbench --client=2 --transactions=150");
         let output = self.cluster.pgbench(&["--client=2", "--transactions=150"]);
         self.show(output.lines().filter(|line| line.contains("processed:")));
-        let contents = self.sql(CONTENTS);
+        self.sql(CONTENTS);
         self.sql("ALTER SYSTEM SET nrt_backup.incremental_schedule = '* * * * *'");
         self.sql("SELECT pg_reload_conf()");
         let scheduled = "SELECT count(*) > 0 FROM nrt.backup_history
@@ -203,7 +202,6 @@ impl Story {
             "SELECT count(*) FROM nrt.backup_history
              WHERE trigger = 'schedule' AND status = 'succeeded'",
         );
-        contents
     }
 
     fn something_goes_wrong(&mut self) {
@@ -235,42 +233,28 @@ impl Story {
         self.expect("nrt.status is well again", "SELECT health FROM nrt.status", "ok");
     }
 
-    fn proof(&mut self, contents: &str) {
+    fn proof(&mut self) {
         self.chapter("A backup that was never restored is a hope");
         self.say(
-            "Until nrt-backup restore is here, restoring is pgBackRest's own command. This one",
+            "So it is restored, into a scratch place beside the server, which goes on running:",
         );
-        self.say("restores everything that is archived, beside the server, which goes on running.");
-        let switched = self.cluster.value("SELECT pg_switch_wal()");
-        let archived = format!("SELECT archived_lsn >= '{switched}' FROM nrt.status");
-        self.watch("the last segment is archived", |story| story.cluster.value(&archived) == "t");
-
-        let restored = Cluster::without_data("restored").preload(false);
-        let data = restored.data();
-        restored.installation().private_directory(&data).expect("its parent was just made");
-        let arguments = [
-            "--stanza=main".to_string(),
-            format!("--pg1-path={}", data.display()),
-            "--log-level-console=info".to_string(),
-            "restore".to_string(),
-        ];
-        self.page.command("$ pgbackrest --config=.. --stanza=main --pg1-path=SCRATCH restore");
-        let output = self.cluster.pgbackrest(&arguments.each_ref().map(String::as_str));
-        assert!(output.status.success(), "pgbackrest restore failed: {}", words(&output));
-        let told = words(&output);
-        self.show(
-            told.lines().filter(|line| {
-                line.contains("restore backup set") || line.contains("restore size")
-            }),
+        self.say(
+            "recovered to the newest state, checked with pg_amcheck and with a query of ours,",
         );
-        restored.start();
-        self.watch("the restored server leaves recovery", |_| {
-            restored.value("SELECT pg_is_in_recovery()") == "f"
-        });
-        self.say("The restored server started, replayed the archived WAL, and answers the same:");
-        let copy = self.sql_on(&restored, CONTENTS);
-        assert_eq!(copy, contents, "the restored server holds something else");
-        restored.stop(Shutdown::Fast);
+        self.say("and removed. nrt_backup.drill_schedule does that by itself, say every Sunday.");
+        let query = "SELECT sum(abalance) FROM pgbench_accounts";
+        self.sql(&format!("ALTER SYSTEM SET nrt_backup.drill_query = '{query}'"));
+        self.sql("SELECT pg_reload_conf()");
+        self.sql("SELECT nrt_drill_now()");
+        self.sql(
+            "SELECT status, backup, recovered_lsn, rto, checked_relations, query_result\n\
+             FROM nrt.drills \\gx",
+        );
+        let here = self.sql(query);
+        let there = self.cluster.value("SELECT query_result FROM nrt.drills");
+        assert!(here.contains(&there), "the restored server holds {there}");
+        self.say("The restored server answered the same. And nrt.health knows that it was tried:");
+        self.sql("SELECT severity, message FROM nrt.health WHERE check_name = 'drill'");
     }
 
     fn nothing_to_do(&mut self) {
@@ -430,17 +414,36 @@ impl Story {
         self.cluster.vanish();
         self.say("This is left, in another process and perhaps in another city:");
         self.tree(remote);
-        self.say("A new machine fetches it. pgBackRest restores the last backup and replays the");
-        self.say("WAL: the archived segments, then what wal-tail/ has.");
-        self.page.command(&format!("$ rclone copy {} COPY", remote.place(NAME)));
-        // Beside the remote's other files, and removed with them.
-        let copy = remote.config().with_file_name("copy");
-        remote.rclone(&["copy", &remote.place(NAME), &copy.display().to_string()]);
-        self.page.command("$ pgbackrest --stanza=main --repo1-path=COPY/repository .. restore");
+        self.say("On a new machine, with the package and rclone's configuration, one first looks:");
+        let restored = remote
+            .configure(Cluster::without_data("restored"))
+            .setting("autovacuum", "off")
+            .setting("nrt_backup.full_schedule", "off");
+        restored.allow("nrt_backup ship");
+        restored.allow("nrt_backup health: ");
+        // What a package puts there.
+        restored.write_settings();
+        let from = [
+            format!("--rclone-config={}", remote.config().display()),
+            format!("--remote={}", remote.place(NAME)),
+        ];
+        let from: Vec<&str> = from.iter().map(String::as_str).collect();
+        self.nrt_backup_for(&restored, &[&["plan"], &from[..]].concat());
+        self.say(
+            "and then has it back. (--original: we know that the other one is gone; without it",
+        );
+        self.say(
+            "the command waits for a sign of life, and lets a copy of a living server be one.)",
+        );
         let began = Instant::now();
-        let restored = Restore::new("restored", &copy).run();
+        self.nrt_backup_for(
+            &restored,
+            &[&["restore"], &from[..], &["--original", "--no-start"]].concat(),
+        );
+        self.page.command("$ pg_ctl start");
+        restored.start();
         self.say(&format!(
-            "{:.1} seconds later a server runs, and holds all that the remote had confirmed:",
+            "{:.1} seconds after the first look a server runs, and holds all that was confirmed:",
             began.elapsed().as_secs_f64()
         ));
         self.sql_on(&restored, "SELECT count(*) AS commits_of_the_two_clients FROM noted");
@@ -458,6 +461,28 @@ impl Story {
             seconds.as_secs_f64()
         ));
         assert!(seconds < Duration::from_secs(5), "that is more than it may be");
+        self.say(
+            "It is protected again, too: a full backup starts by itself, and when it has taken",
+        );
+        self.say("the remote over, the history there goes on, on a new timeline.");
+        self.nrt_backup_for(&restored, &["takeover"]);
+        restored.wait_for(
+            "SELECT bool_or(trigger = 'startup' AND status = 'succeeded') FROM nrt.backup_history",
+            "t",
+            PATIENCE,
+        );
+        restored.wait_for(
+            "SELECT health = 'ok' AND offsite_backups > 1 AND shipped_lsn >= last_backup_lsn
+             FROM nrt.status",
+            "t",
+            PATIENCE,
+        );
+        self.sql_on(
+            &restored,
+            "SELECT label, trigger, status, stop_lsn FROM nrt.backup_history\n\
+             WHERE trigger = 'startup'",
+        );
+        self.sql_on(&restored, "SELECT health, summary FROM nrt.status");
         restored
     }
 
@@ -570,11 +595,25 @@ impl Story {
 
     /// Runs nrt-backup for the server, in view of the reader, and gives what it printed.
     fn nrt_backup(&self, arguments: &[&str]) -> String {
-        self.page.command(&format!("$ nrt-backup {} -D $PGDATA", arguments.join(" ")));
-        let installation = self.cluster.installation();
+        self.nrt_backup_for(&self.cluster, arguments)
+    }
+
+    fn nrt_backup_for(&self, cluster: &Cluster, arguments: &[&str]) -> String {
+        // A path is shown by its last part.
+        let shown = arguments.iter().map(|word| match word.split_once("=/") {
+            Some((option, path)) => {
+                format!("{option}=SCRATCH/{}", path.rsplit('/').next().unwrap_or(path))
+            }
+            None => (*word).to_string(),
+        });
+        let shown: Vec<String> = shown.collect();
+        self.page.command(&format!("$ nrt-backup {} -D $PGDATA", shown.join(" ")));
+        let installation = cluster.installation();
         let mut command = installation.command(installation.program("nrt-backup"));
-        let output = run(command.args(arguments).arg("-D").arg(self.cluster.data()));
-        self.show(words(&output).lines());
+        let output = run(command.args(arguments).arg("-D").arg(cluster.data()));
+        // Progress comes before what came of it.
+        self.show(String::from_utf8_lossy(&output.stderr).lines());
+        self.show(String::from_utf8_lossy(&output.stdout).lines());
         assert!(output.status.success(), "nrt-backup ended with {}", output.status);
         words(&output)
     }
