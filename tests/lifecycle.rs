@@ -78,7 +78,7 @@ fn a_line_in_the_configuration_is_all_it_takes() {
     assert_eq!(cluster.sql(status), [["ok", "t", "t", "t", "t", "t", "t"]]);
     assert_eq!(
         cluster.sql("select type, next_run is null from nrt.schedule order by type"),
-        [["diff", "t"], ["full", "f"], ["incr", "f"]]
+        [["diff", "t"], ["drill", "t"], ["full", "f"], ["incr", "f"]]
     );
 }
 
@@ -347,6 +347,8 @@ fn a_standby_shows_and_refuses_and_takes_over_when_promoted() {
         "nrt_check()",
         "nrt_pause()",
         "nrt_resume('shipping')",
+        "nrt_restore_point('here')",
+        "nrt_restore_plan()",
     ] {
         let refused = standby.try_sql(&format!("select {call}")).expect_err("is a standby");
         assert_eq!(refused.sqlstate, "55000", "{refused}");
@@ -416,6 +418,8 @@ fn without_preload_functions_say_what_to_do() {
         "nrt_check()",
         "nrt_pause()",
         "nrt_resume('shipping')",
+        "nrt_restore_point('here')",
+        "nrt_restore_plan()",
     ] {
         let refused = cluster.try_sql(&format!("select {call}")).expect_err("is not loaded");
         assert_eq!(refused.sqlstate, "55000", "{refused}");

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nrt_core::offsite::Status;
 use nrt_core::offsite::owner::{self, Owner};
@@ -52,9 +52,16 @@ pub(crate) fn wait_for_offsite(cluster: &Cluster, backups: u32) {
 
 /// Waits until everything that is committed now is off-site.
 pub(crate) fn wait_for_shipped(cluster: &Cluster) {
+    shipped_within(cluster, AGAIN);
+}
+
+/// The same with a limit, and tells how long it took.
+pub(crate) fn shipped_within(cluster: &Cluster, timeout: Duration) -> Duration {
     let now = cluster.value("select pg_current_wal_flush_lsn()");
+    let begin = Instant::now();
     let question = format!("select coalesce(shipped_lsn >= '{now}', false) from nrt.status");
-    cluster.wait_for(&question, "t", AGAIN);
+    cluster.wait_for(&question, "t", timeout);
+    begin.elapsed()
 }
 
 pub(crate) fn all_well(cluster: &Cluster) {
@@ -100,15 +107,22 @@ pub(crate) fn owner_of(remote: &Remote) -> Owner {
 
 /// A copy of what a cluster has off-site, readable for servers, as long as the first one lives.
 pub(crate) fn copied(remote: &Remote) -> (TempDir, PathBuf) {
+    let (directory, path) = place_for_copies();
+    let copy = path.join("copy");
+    remote.copy(NAME, &copy);
+    (directory, copy)
+}
+
+/// A directory for copies, readable for servers.
+pub(crate) fn place_for_copies() -> (TempDir, PathBuf) {
     let installation = Installation::get();
     let directory = tempfile::Builder::new()
         .prefix("nrt-copy-")
         .tempdir_in(installation.scratch())
         .expect("the scratch directory can be written to");
     installation.hand_over(directory.path()).expect("it was just made");
-    let copy = directory.path().join("copy");
-    remote.copy(NAME, &copy);
-    (directory, copy)
+    let path = directory.path().to_path_buf();
+    (directory, path)
 }
 
 /// Has pgBackRest restore from a repository with nothing but its own commands, and starts what

@@ -116,7 +116,17 @@ const REFUSED: &[(&str, &[(&str, &str)])] = &[
     ("comparison_schedule", &[("0 5 * *", "4 fields"), ("weekly", "schedule is \"weekly\"")]),
     ("portable_tar", &[("perhaps", "Boolean")]),
     ("max_ship_lag", &[("-1", "outside the valid range"), ("late", "")]),
+    ("drill_schedule", &[("0 4 * *", "4 fields"), ("weekly", "schedule is \"weekly\"")]),
+    ("drill_query", &[(TOO_LONG, "no more than 10000 bytes")]),
+    ("drill_directory", &[("drill", "absolute"), ("/a\nb", "control character")]),
+    ("max_drill_age", &[("-1", "outside the valid range"), ("old", "")]),
 ];
+
+/// A query that is too long for a command line.
+const TOO_LONG: &str = match std::str::from_utf8(&[b'x'; 10_001]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
 
 /// A literal of SQL, also with control characters.
 fn literal(value: &str) -> String {
@@ -348,8 +358,15 @@ fn paths_and_programs_are_for_those_who_may_read_all_settings() {
          grant usage on schema nrt to reader; grant select on all tables in schema nrt to reader;
          grant execute on all functions in schema nrt to reader",
     );
-    let hidden =
-        ["repository", "lock_path", "pgbackrest", "pgbackrest_config", "rclone_config", "rclone"];
+    let hidden = [
+        "repository",
+        "lock_path",
+        "pgbackrest",
+        "pgbackrest_config",
+        "rclone_config",
+        "rclone",
+        "drill_directory",
+    ];
     let marked = options::ALL.into_iter().filter(|it| it.superuser_only).count();
     assert_eq!(marked, hidden.len());
     let values = "select name, value from nrt.settings where value is not null";

@@ -1,93 +1,32 @@
 //! Ships to real remotes, breaks everything that can break, and restores from what is off-site.
 
+mod offsite;
 mod protected;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use nrt_core::lsn::Lsn;
-use nrt_core::offsite::owner::{self, Owner};
+use nrt_core::offsite::owner;
 use nrt_core::offsite::tail;
 use nrt_tests::{
-    Cluster, Commits, Kind, Process, Remote, Restore, Shutdown, inspect, is_root, kill, wait_until,
+    Cluster, Commits, Kind, Remote, Restore, Shutdown, inspect, is_root, kill, wait_until,
+};
+use offsite::{
+    AGAIN, NAME, all_well, contents, copied, nrt_backup, owner_of, place_for_copies, processes,
+    shipped_within, shipping, started, wait_for_offsite,
 };
 use protected::{
     SOON, archive_segment, own_configuration, quiet, wait_for_backups, wait_for_health,
 };
 use rustix::process::Signal;
-use tempfile::TempDir;
-
-/// What an operator may have to wait for once everything is well again: pauses between tries grow
-/// to half a minute.
-const AGAIN: Duration = Duration::from_secs(120);
-/// The name that a cluster has off-site.
-const NAME: &str = "main";
-
-// ------------------------------------------------------------------------------ what is common
-
-/// Starts a cluster that ships to a remote, and waits until its first backup is there.
-fn shipping(cluster: Cluster, remote: &Remote) -> Cluster {
-    let cluster = started(cluster, remote);
-    wait_for_offsite(&cluster, 1);
-    cluster
-}
-
-/// Starts a cluster that is told to ship to a remote.
-fn started(cluster: Cluster, remote: &Remote) -> Cluster {
-    // What is broken here is looked at in nrt.health.
-    for words in ["nrt_backup health: ", "nrt_backup job ", "nrt_backup ship", "archiver "] {
-        cluster.allow(words);
-    }
-    let cluster = remote.configure(quiet(cluster)).started();
-    // A copy has it.
-    cluster.sql("set client_min_messages = warning; create extension if not exists nrt_backup");
-    wait_for_backups(&cluster, 1);
-    cluster
-}
-
-fn wait_for_offsite(cluster: &Cluster, backups: u32) {
-    cluster.wait_for(
-        "select offsite_backups || ' ' || shipping from nrt.status",
-        &format!("{backups} shipping"),
-        AGAIN,
-    );
-}
-
-/// Waits until everything that is committed now is off-site, and tells how long that took.
-fn wait_for_shipped(cluster: &Cluster, timeout: Duration) -> Duration {
-    let now = cluster.value("select pg_current_wal_flush_lsn()");
-    let begin = Instant::now();
-    let question = format!("select coalesce(shipped_lsn >= '{now}', false) from nrt.status");
-    cluster.wait_for(&question, "t", timeout);
-    begin.elapsed()
-}
 
 fn shipped(cluster: &Cluster) -> Lsn {
     let text = cluster.value("select coalesce(shipped_lsn, '0/0') from nrt.status");
     text.parse().expect("an LSN")
-}
-
-fn all_well(cluster: &Cluster) {
-    for check in ["remote", "shipping", "mirror"] {
-        wait_for_health(cluster, check, "ok");
-    }
-}
-
-/// A directory for a copy, readable for servers.
-fn place_for_a_copy(remote: &Remote) -> (TempDir, PathBuf) {
-    let directory = tempfile::Builder::new()
-        .prefix("nrt-copy-")
-        .tempdir_in(remote.config().parent().and_then(Path::parent).expect("it is deep enough"))
-        .expect("the scratch directory can be written to");
-    nrt_tests::Installation::get().hand_over(directory.path()).expect("it was just made");
-    let copy = directory.path().join("copy");
-    (directory, copy)
 }
 
 /// Lets the machine vanish, restores what is off-site, and checks that nothing is missing which was
@@ -100,8 +39,7 @@ fn vanish_and_restore(
 ) -> Cluster {
     let promised = shipped(cluster);
     cluster.vanish();
-    let (_directory, copy) = place_for_a_copy(remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(remote);
     let restored = Restore::new(name, &copy).run();
     let made = commits.made();
     let lost = commits.lost(&restored);
@@ -117,49 +55,8 @@ fn vanish_and_restore(
     restored
 }
 
-/// The processes of shipping with a word in their command lines.
-fn processes(cluster: &Cluster, word: &str) -> Vec<Process> {
-    let mut found = cluster.processes();
-    found.retain(|process| process.command.contains(word));
-    found
-}
-
-fn nrt_backup(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let installation = cluster.installation();
-    let mut command = installation.command(installation.program("nrt-backup"));
-    command.args(arguments).arg("-D").arg(cluster.data()).output().expect("it is installed")
-}
-
-fn succeeds(output: &Output) {
-    let text = [&output.stdout[..], &output.stderr].concat();
-    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&text));
-}
-
-/// Every file below a directory with its content, by path.
-fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut left = vec![directory.to_path_buf()];
-    while let Some(path) = left.pop() {
-        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.is_dir() && !path.is_symlink() {
-                left.push(path);
-            } else if let Ok(content) = fs::read(&path) {
-                let name = path.strip_prefix(directory).expect("it is below");
-                found.insert(name.display().to_string(), content);
-            }
-        }
-    }
-    found
-}
-
 fn holds(content: &[u8], text: &str) -> bool {
     content.windows(text.len()).any(|window| window == text.as_bytes())
-}
-
-fn owner_of(remote: &Remote) -> Owner {
-    let text = fs::read(remote.files(NAME).join(owner::FILE)).expect("somebody ships here");
-    serde_json::from_slice(&text).expect("it is written as a whole")
 }
 
 // ------------------------------------------------------------------------------ the machine vanishes
@@ -178,13 +75,13 @@ fn the_machine_vanishes(kind: Kind) {
     );
     let commits = Commits::begin(&cluster, "t", 2, Duration::from_millis(5));
     for _ in 0..3 {
-        let took = wait_for_shipped(&cluster, Duration::from_secs(20));
+        let took = shipped_within(&cluster, Duration::from_secs(20));
         eprintln!("{}: off-site after {took:?}", kind.word());
     }
     archive_segment(&cluster);
     cluster.sql("select nrt_backup_now('incr')");
     wait_for_offsite(&cluster, 2);
-    wait_for_shipped(&cluster, Duration::from_secs(20));
+    shipped_within(&cluster, Duration::from_secs(20));
     all_well(&cluster);
     let labels: Vec<String> = cluster.sql("select label from nrt.backups").concat();
     // A backup is described when the worker has looked at it, which is after it can be restored.
@@ -240,7 +137,7 @@ fn an_encrypted_remote_holds_nothing_in_plain_text() {
     cluster.sql("select nrt_backup_now('full')");
     let commits = Commits::begin(&cluster, "t", 1, Duration::from_millis(5));
     wait_for_offsite(&cluster, 2);
-    wait_for_shipped(&cluster, Duration::from_secs(20));
+    shipped_within(&cluster, Duration::from_secs(20));
     let restored = vanish_and_restore(&cluster, &remote, commits, "deciphered");
     assert_eq!(restored.value("select min(m) from m"), marker);
     let stored = contents(&remote.root());
@@ -264,7 +161,7 @@ fn outage(
     break_it: impl FnOnce(),
     mend: impl FnOnce(),
 ) {
-    wait_for_shipped(cluster, AGAIN);
+    shipped_within(cluster, AGAIN);
     break_it();
     let segments =
         || cluster.value("select count(*) from pg_ls_waldir()").parse::<u32>().expect("a count");
@@ -314,7 +211,7 @@ fn outage(
     assert!(segments() <= 8, "{what}: {} segments are kept", segments());
     mend();
     let begin = Instant::now();
-    wait_for_shipped(cluster, AGAIN);
+    shipped_within(cluster, AGAIN);
     all_well(cluster);
     eprintln!("{what}: well again after {:?}", begin.elapsed());
 }
@@ -324,8 +221,7 @@ fn small_wal(cluster: Cluster) -> Cluster {
 }
 
 fn restores(remote: &Remote, name: &str, rows: &str) {
-    let (_directory, copy) = place_for_a_copy(remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(remote);
     let restored = Restore::new(name, &copy).run();
     assert_eq!(restored.value("select count(*) from outage"), rows);
 }
@@ -394,16 +290,15 @@ fn a_remote_that_may_not_be_written_to_and_one_that_is_deleted() {
     archive_segment(&cluster);
     cluster.sql("select nrt_backup_now('incr')");
     let sound = || {
-        let (_directory, copy) = place_for_a_copy(&remote);
         if !remote.files(NAME).exists() {
             return false;
         }
-        remote.copy(NAME, &copy);
+        let (_directory, copy) = copied(&remote);
         let found = inspect(&copy);
         found.problems.is_empty() && found.backups.len() == 2
     };
     wait_until("everything is there again", AGAIN, sound);
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     all_well(&cluster);
     let rows = cluster.value("select count(*) from outage");
     restores(&remote, "after-locked", &rows);
@@ -437,13 +332,13 @@ fn a_remote_that_is_slow_or_cut_off_again_and_again() {
     cluster.sql("create table outage (what text)");
     let commits = Commits::begin(&cluster, "t", 1, Duration::from_millis(5));
     remote.proxy().delay(Duration::from_millis(300));
-    assert!(wait_for_shipped(&cluster, Duration::from_secs(30)) > Duration::from_millis(300));
+    assert!(shipped_within(&cluster, Duration::from_secs(30)) > Duration::from_millis(300));
     remote.proxy().mend();
     for _ in 0..20 {
         sleep(Duration::from_millis(230));
         remote.proxy().cut();
     }
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     // Slower than the WAL that is written: several segments wait.
     remote.proxy().limit(500_000);
     for _ in 0..6 {
@@ -454,7 +349,7 @@ fn a_remote_that_is_slow_or_cut_off_again_and_again() {
         );
     }
     remote.proxy().mend();
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     all_well(&cluster);
     let restored = vanish_and_restore(&cluster, &remote, commits, "after-slow");
     assert_eq!(restored.value("select count(*) from bulk"), "600");
@@ -467,11 +362,11 @@ fn a_copy_of_the_cluster_ships_nothing_until_it_takes_over() {
     let remote = Remote::new("copied", Kind::WebDav);
     let first = shipping(Cluster::with_identity("first"), &remote);
     first.sql("create table t as select 1 as i");
-    wait_for_shipped(&first, SOON);
+    shipped_within(&first, SOON);
     first.stop(Shutdown::Fast);
     let second = Cluster::copy_of(&first, "second");
     first.start();
-    wait_for_shipped(&first, AGAIN);
+    shipped_within(&first, AGAIN);
     let instance = owner_of(&remote).instance;
 
     let second = started(second, &remote);
@@ -481,17 +376,17 @@ fn a_copy_of_the_cluster_ships_nothing_until_it_takes_over() {
     second.sql("insert into t values (666)");
     archive_segment(&second);
     first.sql("insert into t values (2)");
-    wait_for_shipped(&first, SOON);
+    shipped_within(&first, SOON);
     sleep(Duration::from_secs(2));
     assert_eq!(owner_of(&remote).instance, instance);
     all_well(&first);
-    let (_directory, copy) = place_for_a_copy(&remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(&remote);
     let restored = Restore::new("of-first", &copy).run();
     assert_eq!(restored.value("select string_agg(i::text, ' ' order by i) from t"), "1 2");
     drop(restored);
 
-    succeeds(&nrt_backup(&second, &["takeover"]));
+    let (code, text) = nrt_backup(&second, &["takeover"]);
+    assert_eq!(code, 0, "{text}");
     second.wait_for("select shipping from nrt.status", "shipping", AGAIN);
     first.wait_for("select shipping from nrt.status", "fenced", AGAIN);
     wait_for_health(&first, "remote", "critical");
@@ -503,7 +398,7 @@ fn another_cluster_is_kept_away_for_good() {
     let remote = Remote::new("foreign", Kind::Local);
     let first = shipping(Cluster::with_identity("own"), &remote);
     first.sql("create table t as select 1 as i");
-    wait_for_shipped(&first, SOON);
+    shipped_within(&first, SOON);
     let second = started(Cluster::with_identity("foreign"), &remote);
     let told = wait_for_health(&second, "remote", "critical");
     let identifier = "select system_identifier from pg_control_system()";
@@ -515,10 +410,9 @@ fn another_cluster_is_kept_away_for_good() {
     assert_eq!(second.value("select shipping from nrt.status"), "fenced");
     assert_eq!(owner_of(&remote).system_identifier, first.value(identifier));
     first.sql("insert into t values (2)");
-    wait_for_shipped(&first, SOON);
+    shipped_within(&first, SOON);
     all_well(&first);
-    let (_directory, copy) = place_for_a_copy(&remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(&remote);
     let restored = Restore::new("of-own", &copy).run();
     assert_eq!(restored.value("select count(*) from t"), "2");
 }
@@ -531,7 +425,7 @@ fn a_repository_that_vanishes_takes_nothing_with_it() {
     let cluster = shipping(Cluster::with_identity("vanished"), &remote);
     cluster.sql("create table t as select generate_series(1, 100) as i");
     archive_segment(&cluster);
-    wait_for_shipped(&cluster, SOON);
+    shipped_within(&cluster, SOON);
     let is_mutable = |name: &str| {
         name.starts_with(tail::DIRECTORY) || name.starts_with(owner::FILE) || name.contains("conf")
     };
@@ -556,8 +450,7 @@ fn a_repository_that_vanishes_takes_nothing_with_it() {
         assert_eq!(now.len(), content.len(), "{name} is another one off-site");
         assert_eq!(now, content, "{name} is another one off-site");
     }
-    let (_directory, copy) = place_for_a_copy(&remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(&remote);
     assert_eq!(inspect(&copy).problems, [""; 0]);
     let restored = Restore::new("after-vanished", &copy).run();
     assert!(restored.value("select count(*) from t").parse::<u32>().expect("a count") >= 100);
@@ -584,7 +477,7 @@ fn whoever_dies_the_rest_goes_on() {
             kill(process.pid, Signal::KILL);
         }
         cluster.sql("select pg_switch_wal()");
-        wait_for_shipped(&cluster, AGAIN);
+        shipped_within(&cluster, AGAIN);
     }
     wait_until("nothing is left over", SOON, || processes(&cluster, "rclone rcd").len() <= 1);
     all_well(&cluster);
@@ -599,7 +492,7 @@ fn whoever_dies_the_rest_goes_on() {
     wait_until("the session is gone", SOON, || session.simple_query("").is_err());
     cluster.wait_for("select not pg_is_in_recovery()", "t", SOON);
     cluster.sql("create table crashed as select generate_series(1, 1000) as i");
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     // A promotion: another timeline.
     cluster.allow("specified neither");
     cluster.stop(Shutdown::Fast);
@@ -609,11 +502,10 @@ fn whoever_dies_the_rest_goes_on() {
     cluster.wait_for("select pg_is_in_recovery()", "f", SOON);
     cluster.sql("create table promoted as select generate_series(1, 2000) as i; checkpoint");
     assert_eq!(cluster.value("select timeline_id from pg_control_checkpoint()"), "2");
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     all_well(&cluster);
     cluster.vanish();
-    let (_directory, copy) = place_for_a_copy(&remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(&remote);
     let restored = Restore::new("after-deaths", &copy).run();
     assert_eq!(restored.value("select count(*) from crashed"), "1000");
     assert_eq!(restored.value("select count(*) from promoted"), "2000");
@@ -637,9 +529,7 @@ fn a_remote_may_be_cut_off_at_any_instant() {
         cluster.sql(&format!(
             "create table t{number} as select i, md5(i::text) from generate_series(1, 30000) i"
         ));
-        let (frozen, copies) = place_for_a_copy(&remote);
-        fs::create_dir(&copies).expect("it was just made");
-        nrt_tests::Installation::get().hand_over(&copies).expect("it was just made");
+        let (frozen, copies) = place_for_copies();
         cluster.sql(&format!("select nrt_backup_start('{kind}')"));
         let begin = Instant::now();
         let mut instants = 0;
@@ -662,7 +552,7 @@ fn a_remote_may_be_cut_off_at_any_instant() {
     }
     wait_for_backups(&cluster, 3);
     wait_for_offsite(&cluster, 3);
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     drop(vanish_and_restore(&cluster, &remote, commits, "after-cuts"));
 }
 
@@ -673,7 +563,7 @@ fn shipping_can_be_paused() {
     let remote = Remote::new("paused", Kind::WebDav);
     let cluster = shipping(Cluster::with_identity("paused"), &remote);
     cluster.sql("create table t as select 1 as i");
-    wait_for_shipped(&cluster, SOON);
+    shipped_within(&cluster, SOON);
     assert_eq!(cluster.value("select nrt_pause('shipping')"), "shipping");
     cluster.wait_for("select shipping from nrt.status", "paused", SOON);
     wait_until("nothing ships", SOON, || processes(&cluster, "rclone rcd").is_empty());
@@ -686,7 +576,7 @@ fn shipping_can_be_paused() {
     wait_for_health(&cluster, "remote", "warning");
     assert_eq!(cluster.value("select nrt_resume('shipping')"), "nothing");
     wait_for_offsite(&cluster, 2);
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     all_well(&cluster);
 }
 
@@ -705,14 +595,13 @@ fn an_encrypted_repository_has_no_plain_tail_beside_it() {
     let told = wait_for_health(&cluster, "shipping", "warning");
     assert!(told.contains("encrypt"), "{told}");
     archive_segment(&cluster);
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     for (name, content) in contents(&remote.files(NAME)) {
         let unpacked = zstd::decode_all(&content[..]).unwrap_or_default();
         assert!(!holds(&content, marker) && !holds(&unpacked, marker), "{name}");
         assert!(!holds(&content, "not-to-be-guessed"), "{name}");
     }
-    let (_directory, copy) = place_for_a_copy(&remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(&remote);
     let mut restore = Restore::new("from-cipher", &copy);
     for line in cipher.lines() {
         restore = restore.option(line);
@@ -756,8 +645,7 @@ fn a_configuration_from_the_environment_is_used_and_shown_to_nobody() {
         assert!(!shown.contains(secret.as_str()), "a secret is shown to everybody");
     }
     // Nor is it in a backup, or on the remote.
-    let (_directory, copy) = place_for_a_copy(&remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(&remote);
     let restored = Restore::new("without-environment", &copy).run();
     assert!(!restored.data().join("nrt_backup/rclone.conf").exists());
     drop(restored);
@@ -794,13 +682,13 @@ fn the_password_is_nowhere() {
     wait_for_health(&cluster, "remote", "critical");
     look(&mut argv);
     remote.start();
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     remote.revoke();
     wait_for_health(&cluster, "remote", "critical");
     look(&mut argv);
     remote.write_config();
     let secrets = [secrets, remote.secrets()].concat();
-    wait_for_shipped(&cluster, AGAIN);
+    shipped_within(&cluster, AGAIN);
     cluster.sql("select nrt_backup_now('full')");
     wait_for_offsite(&cluster, 2);
     look(&mut argv);
@@ -818,8 +706,7 @@ fn the_password_is_nowhere() {
     for secret in &secrets {
         assert!(!shown.contains(secret.as_str()), "a secret is shown to everybody");
     }
-    let (_directory, copy) = place_for_a_copy(&remote);
-    remote.copy(NAME, &copy);
+    let (_directory, copy) = copied(&remote);
     let restored = Restore::new("with-no-secret", &copy).run();
     for place in [cluster.directory(), restored.directory(), &remote.path()] {
         for (name, content) in contents(place) {

@@ -407,7 +407,9 @@ impl Cluster {
             .expect("the directory is ours");
     }
 
-    fn write_settings(&self) {
+    /// Writes the settings to where the server reads them, which every start does: for a restore
+    /// that starts a server before that.
+    pub fn write_settings(&self) {
         use std::fmt::Write as _;
 
         let mut text = String::new();
