@@ -428,6 +428,30 @@ fn a_list_that_is_cut_off_is_written_anew() {
 }
 
 #[test]
+fn a_session_that_cannot_begin_is_not_called_shipping() {
+    let world = World::new();
+    fs::remove_file(world.path("rclone.conf")).expect("it was there");
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    until("it fails", || world.status().phase == Phase::Failing);
+    // It is tried again, and is no other than it was.
+    for step in 0..20 {
+        ship.tell(at(2 + step));
+        sleep(Duration::from_millis(100));
+        let status = world.status();
+        assert_eq!(status.phase, Phase::Failing);
+        assert!(status.failure.is_some_and(|it| it.message.contains("rclone.conf")));
+        assert!(status.failing_since.is_some());
+    }
+    world.write(
+        "rclone.conf",
+        format!("[there]\ntype = alias\nremote = {}\n", world.text("remote")).as_bytes(),
+    );
+    until("it ships", || world.status().phase == Phase::Shipping);
+    assert_eq!(world.status().failure, None);
+}
+
+#[test]
 fn half_a_piece_counts_for_nothing() {
     let world = World::new();
     let mut ship = world.ship();

@@ -140,7 +140,8 @@ fn sessions(shared: &Arc<Shared>) {
 fn failing(shared: &Shared, problem: Failure) {
     shared.change(|state| {
         state.status.phase = Phase::Failing;
-        state.status.failure = Some(problem);
+        // Until the next session begins well.
+        state.failures.insert("session", problem);
     });
 }
 

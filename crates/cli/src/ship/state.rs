@@ -178,8 +178,10 @@ impl State {
         self.status.deletions_pending = self.undeleted.values().map(|(count, _)| count).sum();
         self.status.deletion_failure =
             self.undeleted.values().find_map(|(_, failure)| failure.clone());
-        let failing =
-            ["owner", "tail", "archive"].iter().find_map(|part| self.failures.get(part)).cloned();
+        let failing = ["session", "owner", "tail", "archive"]
+            .iter()
+            .find_map(|part| self.failures.get(part))
+            .cloned();
         match (self.status.phase, failing) {
             (Phase::Shipping | Phase::Failing, Some(failure)) => {
                 self.status.phase = Phase::Failing;
