@@ -41,9 +41,11 @@ make_cluster() {
     if [[ -z $POSTGRES_PASSWORD && ${POSTGRES_HOST_AUTH_METHOD:-} != trust ]]; then
         fail 'the superuser has no password: set POSTGRES_PASSWORD, or POSTGRES_HOST_AUTH_METHOD=trust'
     fi
-    local -a options=(--username="$POSTGRES_USER" --pwfile=<(printf '%s\n' "$POSTGRES_PASSWORD"))
+    local -a options=(--username="$POSTGRES_USER")
     if [[ -n ${POSTGRES_INITDB_WALDIR:-} ]]; then options+=(--waldir="$POSTGRES_INITDB_WALDIR"); fi
-    eval "initdb --pgdata=\"\$PGDATA\" \"\${options[@]}\" $POSTGRES_INITDB_ARGS"
+    # The options are words as a shell reads them.
+    eval "options+=($POSTGRES_INITDB_ARGS)"
+    initdb --pgdata="$PGDATA" --pwfile=<(printf '%s\n' "$POSTGRES_PASSWORD") "${options[@]}"
     local method=${POSTGRES_HOST_AUTH_METHOD:-}
     if [[ -z $method ]]; then method=$(postgres -C password_encryption); fi
     printf '\nhost all all all %s\n' "$method" >>"$PGDATA/pg_hba.conf"
