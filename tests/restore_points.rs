@@ -331,6 +331,7 @@ fn restored(is_copy: bool) -> Restored {
         last_commit: None,
         is_copy,
         full_taken: None,
+        target: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command `nrt-backup`: what nrt_backup does outside of PostgreSQL.
 
 mod commands;
+mod container;
 mod drill;
 mod restore;
 mod ship;
@@ -26,6 +27,7 @@ enum Command {
     Check(commands::check::Arguments),
     Takeover(commands::takeover::Arguments),
     Drill(commands::drill::Arguments),
+    Entrypoint(commands::entrypoint::Arguments),
     // The server calls these; an operator has no use for them.
     #[command(hide = true)]
     Leash(commands::leash::Arguments),
@@ -42,6 +44,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
+    if let [program, arguments @ ..] = words.as_slice()
+        && container::is_shim(program)
+    {
+        return container::shim(arguments);
+    }
     let arguments = match Arguments::try_parse_from(&words) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -64,6 +71,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Takeover(arguments) => commands::takeover::run(&arguments),
         Command::Drill(arguments) => commands::drill::run(&arguments),
+        Command::Entrypoint(arguments) => commands::entrypoint::run(&arguments),
         Command::Leash(arguments) => commands::leash::run(arguments),
         Command::Ship(arguments) => commands::ship::run(&arguments),
         Command::Look(arguments) => commands::look::run(&arguments),

@@ -10,6 +10,7 @@ use crate::inventory::Failure;
 use crate::lsn::Lsn;
 use crate::machine::Memory;
 use crate::restore::drill::supervisor;
+use crate::restore::target::Target;
 
 /// The state directory's name within the data directory.
 pub const STATE_DIRECTORY: &str = "nrt_backup";
@@ -143,6 +144,9 @@ pub struct Restored {
     /// The full backup that was taken since then, by its label. The restore leaves it open.
     #[serde(default)]
     pub full_taken: Option<String>,
+    /// What was asked for.
+    #[serde(default)]
+    pub target: Option<Target>,
 }
 
 impl Restored {

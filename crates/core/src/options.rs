@@ -72,6 +72,65 @@ impl Opt {
     pub fn help(&self) -> &'static str {
         text(self.help)
     }
+
+    /// Says why a value is refused, as the server would, before there is a server.
+    ///
+    /// # Errors
+    ///
+    /// The reason, as a sentence.
+    pub fn check_value(&self, value: &str) -> Result<(), String> {
+        match self.kind {
+            Kind::Text => (self.check)(value),
+            Kind::Bool => match truth(value) {
+                Some(_) => Ok(()),
+                None => Err("Write on or off.".to_string()),
+            },
+            Kind::Int { min, max, unit } => whole_number(value, min, max, unit),
+        }
+    }
+}
+
+/// What PostgreSQL takes for `on` and `off`; `None` for anything else.
+pub fn truth(value: &str) -> Option<bool> {
+    let value = value.trim().to_ascii_lowercase();
+    let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    if begins("true", 1) || begins("yes", 1) || value == "on" || value == "1" {
+        Some(true)
+    } else if begins("false", 1) || begins("no", 1) || begins("off", 2) || value == "0" {
+        Some(false)
+    } else {
+        None
+    }
+}
+
+/// PostgreSQL would round, and take fractions; whole numbers are enough for whoever writes one.
+fn whole_number(value: &str, min: i32, max: i32, unit: Unit) -> Result<(), String> {
+    let value = value.trim();
+    let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let suffix = value.get(digits.len()..).unwrap_or_default().trim();
+    let in_units = match (unit, suffix) {
+        (_, "") | (Unit::Seconds, "s") | (Unit::Milliseconds, "ms") => Some(1),
+        (Unit::Seconds, "min") => Some(60),
+        (Unit::Seconds, "h") => Some(3600),
+        (Unit::Seconds, "d") => Some(86_400),
+        (Unit::Milliseconds, "s") => Some(1000),
+        (Unit::Milliseconds, "min") => Some(60_000),
+        (Unit::Milliseconds, "h") => Some(3_600_000),
+        (Unit::Milliseconds, "d") => Some(86_400_000),
+        _ => None,
+    };
+    let number = digits.parse::<i64>().ok();
+    let number = number.zip(in_units).and_then(|(number, factor)| number.checked_mul(factor));
+    let units = match unit {
+        Unit::Plain => "",
+        Unit::Seconds => ", in seconds or with a unit: s, min, h or d",
+        Unit::Milliseconds => ", in milliseconds or with a unit: ms, s, min, h or d",
+    };
+    match number {
+        Some(number) if (i64::from(min)..=i64::from(max)).contains(&number) => Ok(()),
+        Some(_) => Err(format!("It must be {min} to {max}{units}.")),
+        None => Err(format!("It must be a whole number{units}.")),
+    }
 }
 
 /// The table holds plain ASCII; a test says so, and so nothing is lost here.
@@ -646,6 +705,37 @@ mod tests {
         let table: String = rows.collect();
         let readme = include_str!("../../../README.md");
         assert!(readme.contains(&table), "the README's table of settings must be:\n{table}");
+    }
+
+    #[test]
+    fn a_value_is_judged_as_the_server_would() {
+        let good: [(&Opt, &[&str]); 5] = [
+            (&WAL_MONITOR, &["on", "OFF", "true", "f", "1", "no", "tr"]),
+            (&WAL_MONITOR_INTERVAL, &["1", "86400", "60s", "1 min", "1d", " 5 "]),
+            (&SHIP_INTERVAL, &["1000", "1s", "500ms"]),
+            (&RETENTION_DAYS, &["1", "36500"]),
+            (&FULL_SCHEDULE, &["0 3 * * *", "@daily", "off"]),
+        ];
+        for (option, values) in good {
+            for value in values {
+                assert_eq!(option.check_value(value), Ok(()), "{} {value:?}", option.name());
+            }
+        }
+        let bad: [(&Opt, &[&str]); 5] = [
+            (&WAL_MONITOR, &["", "2", "o", "enabled", "truely"]),
+            (
+                &WAL_MONITOR_INTERVAL,
+                &["", "0", "-1", "2d", "1.5", "60 ms", "s", "99999999999999999999"],
+            ),
+            (&SHIP_INTERVAL, &["fast", "1w"]),
+            (&RETENTION_DAYS, &["0", "3d", "three"]),
+            (&FULL_SCHEDULE, &["never", "61 * * * *"]),
+        ];
+        for (option, values) in bad {
+            for value in values {
+                assert!(option.check_value(value).is_err(), "{} took {value:?}", option.name());
+            }
+        }
     }
 
     #[test]

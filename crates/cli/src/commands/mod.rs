@@ -3,6 +3,7 @@
 pub(crate) mod archive_push;
 pub(crate) mod check;
 pub(crate) mod drill;
+pub(crate) mod entrypoint;
 pub(crate) mod leash;
 pub(crate) mod look;
 pub(crate) mod plan;

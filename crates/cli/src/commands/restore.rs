@@ -60,6 +60,10 @@ pub(crate) struct Arguments {
     /// directory by default.
     #[arg(long, value_name = "DIRECTORY")]
     work_directory: Option<PathBuf>,
+    /// Where the fetched backups are kept: the repository of the restored server. By default what
+    /// nrt_backup.repository says in its configuration.
+    #[arg(long, value_name = "DIRECTORY")]
+    local_repository: Option<PathBuf>,
     /// For programs: print what came of it as JSON, and no progress.
     #[arg(long)]
     json: bool,
@@ -139,6 +143,7 @@ fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
             _ => None,
         },
         settings: Vec::new(),
+        repository: arguments.local_repository.clone(),
         original: None,
         rates: rates(&arguments.data),
         is_quiet: arguments.json,

@@ -11,11 +11,13 @@ use chrono_tz::Tz;
 use nrt_core::encoded;
 use nrt_core::layout;
 use nrt_core::offsite;
+use nrt_core::options::truth;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::drill::{Phases, journal};
 use nrt_core::restore::target::{Asked, Target};
 
 use super::server;
+use crate::container;
 use crate::restore::{Kind, Place, Work};
 
 /// Where the backups are.
@@ -107,7 +109,9 @@ impl From {
             return Ok(Some(whole.to_string_lossy().into_owned()));
         }
         let Some(encoded) = env::var("RCLONE_CONF_BASE64").ok().filter(|it| !it.is_empty()) else {
-            return Ok(None);
+            // What a container was given as a file.
+            let of_container = Path::new(container::RCLONE_CONFIG);
+            return Ok(of_container.exists().then(|| container::RCLONE_CONFIG.to_string()));
         };
         let text = encoded::decode(&encoded)?;
         let path = work.path().join(layout::RCLONE_CONFIG);
@@ -266,11 +270,11 @@ impl To {
 }
 
 fn is_false(value: Option<String>) -> Result<bool, Refusal> {
-    let value = value.unwrap_or_default();
-    match value.trim().to_ascii_lowercase().as_str() {
-        "" | "true" | "on" | "yes" | "1" => Ok(false),
-        "false" | "off" | "no" | "0" => Ok(true),
-        _ => Err(Refusal::new(
+    let value = value.filter(|it| !it.trim().is_empty());
+    match value.as_deref().map(|it| (it, truth(it))) {
+        None => Ok(false),
+        Some((_, Some(is_true))) => Ok(!is_true),
+        Some((value, None)) => Err(Refusal::new(
             format!("RECOVERY_TARGET_INCLUSIVE is \"{value}\""),
             "Write true or false.",
         )),

@@ -220,6 +220,7 @@ fn request(order: &Order, scratch: &Path) -> Result<Request, Failure> {
         start: Start::Recover,
         is_copy: Some(true),
         settings: settings(order, scratch),
+        repository: None,
         original: Some(PathBuf::from(&order.data_directory)),
         rates: journal::rates(&journal::read(&text)),
         is_quiet: true,

@@ -10,6 +10,7 @@ use chrono::Utc;
 use nrt_core::layout;
 use nrt_core::offsite::HEARTBEAT;
 use nrt_core::offsite::owner::{self, Owner};
+use nrt_core::options::REPOSITORY;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::plan::Plan;
 use nrt_process::allowed;
@@ -133,10 +134,11 @@ impl Run<'_> {
         };
         let config = config_words(report.configuration.as_deref());
         if planned.source.remote.is_some() && report.copy_of.is_none() {
-            let place = programs
-                .setting(data, &config, "nrt_backup.repository")
-                .unwrap_or_else(|| "/var/lib/pgbackrest".to_string());
-            if let Some(note) = self.keep_repository(planned, Path::new(&place)) {
+            let place = self.request.repository.clone().unwrap_or_else(|| {
+                let configured = programs.setting(data, &config, REPOSITORY.name());
+                PathBuf::from(configured.unwrap_or_else(|| REPOSITORY.default().to_string()))
+            });
+            if let Some(note) = self.keep_repository(planned, &place) {
                 report.notes.push(note);
             }
         }
@@ -161,6 +163,7 @@ impl Run<'_> {
             last_commit: recovered.and_then(|it| it.last_commit),
             is_copy: report.copy_of.is_some(),
             full_taken: None,
+            target: Some(plan.target.clone()),
         };
         let text = serde_json::to_vec(&restored).unwrap_or_default();
         let path = self.request.data.join(layout::STATE_DIRECTORY).join(layout::RESTORED);

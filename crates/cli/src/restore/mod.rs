@@ -103,6 +103,8 @@ pub(crate) struct Request {
     pub(crate) is_copy: Option<bool>,
     /// Settings of the server while it recovers, whatever its configuration says.
     pub(crate) settings: Vec<(&'static str, String)>,
+    /// The restored server's repository; what its configuration says, if absent.
+    pub(crate) repository: Option<PathBuf>,
     /// The original's data directory, if it lives on this machine and must be left alone.
     pub(crate) original: Option<PathBuf>,
     /// The phases of the last restore on this machine.
@@ -211,6 +213,11 @@ pub(crate) fn refuse_root() -> Result<(), Refusal> {
 
 fn waits(plan: &Plan) -> bool {
     plan.target.action != Action::Promote
+}
+
+/// Whether a restore into `data` that works in `directory` was begun and not finished.
+pub(crate) fn has_begun(directory: &Path, data: &Path) -> bool {
+    place::begun(&Work::at(directory), data).is_some()
 }
 
 struct Run<'a> {

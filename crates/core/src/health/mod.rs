@@ -683,6 +683,7 @@ mod tests {
             last_commit: None,
             is_copy: true,
             full_taken: None,
+            target: None,
         }
     }
 
