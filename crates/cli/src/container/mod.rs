@@ -96,7 +96,7 @@ fn server(arguments: &[OsString]) -> Result<std::convert::Infallible, End> {
     let mut variables = Variables::of_process().map_err(End::bad_value)?;
     let data = PathBuf::from(variables.get("PGDATA").unwrap_or("/var/lib/postgresql/data"));
     // Everything is looked at before anything is done.
-    variables.settings().map_err(End::bad_value)?;
+    let settings = shim::handed_over(&variables.settings().map_err(End::bad_value)?);
     let config = rclone::given(&variables).map_err(End::bad_value)?;
     let recovery = Recovery::asked(&variables).map_err(End::bad_value)?;
     if recovery.is_none() {
@@ -131,7 +131,8 @@ fn server(arguments: &[OsString]) -> Result<std::convert::Infallible, End> {
     path.push(":");
     path.push(variables.get("PATH").unwrap_or("/usr/local/bin:/usr/bin:/bin"));
     let mut official = Command::new(OFFICIAL);
-    official.args(arguments).env_clear().envs(variables.all()).env("PATH", path);
+    official.args(arguments).env_clear().envs(variables.all());
+    official.env("PATH", path).env(settings.0, settings.1);
     Err(failed_to_run(OFFICIAL, &official.exec()))
 }
 

@@ -16,6 +16,9 @@ use nrt_core::restore::Refusal;
 use super::variables::Variables;
 use super::{LOGS, SHIM, one_line, rclone, real_program};
 
+/// Hands the settings from the entrypoint to here: the official entrypoint gives `POSTGRES_DB` a
+/// value where it has none, which would name the place off-site.
+const SETTINGS: &str = "NRT_BACKUP_SETTINGS";
 /// The library that is preloaded.
 const LIBRARY: &str = "nrt_backup";
 /// The server's list of them.
@@ -35,6 +38,11 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
 
 fn become_server(arguments: &[OsString]) -> Result<std::convert::Infallible, Refusal> {
     let mut variables = Variables::of_process()?;
+    let given = variables.get(SETTINGS).unwrap_or("[]");
+    let given: Vec<(String, String)> = serde_json::from_str(given).map_err(|error| {
+        Refusal::new(format!("{SETTINGS} is not what the entrypoint sets: {error}"), "Unset it.")
+    })?;
+    variables.forget(SETTINGS);
     variables.forget_remote();
     variables.forget_password();
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -47,7 +55,8 @@ fn become_server(arguments: &[OsString]) -> Result<std::convert::Infallible, Ref
     server.args(arguments);
     if is_server(arguments) {
         let libraries = preloaded(&program, arguments, &variables);
-        for (name, value) in ours(&variables, Path::new(rclone::CONFIG), libraries.as_deref())? {
+        let ours = ours(Path::new(rclone::CONFIG), libraries.as_deref());
+        for (name, value) in ours.into_iter().chain(given) {
             server.arg("-c").arg(format!("{name}={value}"));
         }
         if let Some(data) = variables.get("PGDATA").map(PathBuf::from)
@@ -79,12 +88,8 @@ fn preloaded(program: &Path, arguments: &[OsString], variables: &Variables) -> O
     Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
-/// The settings that the container has given.
-fn ours<'a>(
-    variables: &'a Variables,
-    config: &'a Path,
-    libraries: Option<&str>,
-) -> Result<Vec<(&'static str, String)>, Refusal> {
+/// What every container of the image sets.
+fn ours(config: &Path, libraries: Option<&str>) -> Vec<(String, String)> {
     let mut settings = Vec::new();
     let libraries = libraries.unwrap_or_default();
     let is_there = libraries.split(',').any(|it| {
@@ -93,15 +98,18 @@ fn ours<'a>(
     });
     if !is_there {
         let separator = if libraries.is_empty() { "" } else { "," };
-        settings.push((PRELOAD, format!("{libraries}{separator}{LIBRARY}")));
+        settings.push((PRELOAD.to_string(), format!("{libraries}{separator}{LIBRARY}")));
     }
-    settings.push((REPOSITORY.name(), super::REPOSITORY.to_string()));
+    settings.push((REPOSITORY.name().to_string(), super::REPOSITORY.to_string()));
     if config.exists() {
-        settings.push((RCLONE_CONFIG.name(), config.display().to_string()));
+        settings.push((RCLONE_CONFIG.name().to_string(), config.display().to_string()));
     }
-    let given = variables.settings()?;
-    settings.extend(given.into_iter().map(|(name, value)| (name, value.to_string())));
-    Ok(settings)
+    settings
+}
+
+/// The settings, as the entrypoint hands them over.
+pub(super) fn handed_over(settings: &[(&str, &str)]) -> (&'static str, String) {
+    (SETTINGS, serde_json::json!(settings).to_string())
 }
 
 /// Has what children print kept in a volume, where it outlives the container.
@@ -146,10 +154,9 @@ mod tests {
 
     #[test]
     fn the_library_is_added_to_those_of_the_operator() {
-        let none = Variables::of(std::iter::empty());
         let preload = |libraries| {
-            let settings = ours(&none, Path::new("/nowhere"), libraries).expect("nothing is bad");
-            settings.into_iter().find(|(name, _)| *name == PRELOAD).map(|(_, value)| value)
+            let settings = ours(Path::new("/nowhere"), libraries);
+            settings.into_iter().find(|(name, _)| name == PRELOAD).map(|(_, value)| value)
         };
         assert_eq!(preload(None).as_deref(), Some("nrt_backup"));
         assert_eq!(preload(Some("")).as_deref(), Some("nrt_backup"));
