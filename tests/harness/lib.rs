@@ -11,6 +11,8 @@
 mod client;
 mod cluster;
 mod commits;
+#[cfg(feature = "containers")]
+pub mod container;
 mod installation;
 mod log;
 mod offsite;
