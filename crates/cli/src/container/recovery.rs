@@ -146,7 +146,10 @@ impl Recovery {
                 );
                 Err(End { code: 0, why: None })
             }
-            Some(0) => Ok(()),
+            Some(0) => {
+                eprintln!("nrt-backup: \"{}\" is recovered: the server starts now", data.display());
+                Ok(())
+            }
             // It has said why.
             _ => Err(End { code: FAILED, why: None }),
         }
