@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# Builds the image, and tests it in containers.
+
+# Builds for this machine, with what there is to build with.
+build_image() {
+    local -r wanted=$1
+    local -a builder
+    if docker version >/dev/null 2>&1; then
+        builder=(docker build)
+    elif command -v podman >/dev/null; then
+        builder=(podman build --format docker)
+    elif command -v buildah >/dev/null; then
+        builder=(buildah bud --format docker)
+    else
+        die "there is neither docker nor podman nor buildah" "apt-get install buildah"
+    fi
+    "${builder[@]}" --build-arg "PG_MAJOR=$wanted" --build-arg "VERSION=$version" \
+        --tag "nrt_backup:$wanted" .
+}
+
+# The image in containers, on stand-ins for the official images: no registry is asked.
+#
+#   NRT_CONTAINERS_DIR   where all of it is kept for the next run, with absolute path (default: it
+#                        is removed; making it takes most of the time)
+part_containers() {
+    local place=${NRT_CONTAINERS_DIR:-$scratch/containers} why
+    need buildah buildah
+    need podman podman
+    need runc runc
+    need /usr/lib/podman/netavark netavark
+    need iptables iptables
+    need debootstrap debootstrap
+    install_missing
+    if ! why=$(containers_run_here "$place"); then
+        cat <<END
+
+****************************************************************************************************
+NOT TESTED: the image. No container can run here:
+$why
+****************************************************************************************************
+
+END
+        echo "skipped: no container can run here"
+        return
+    fi
+    cargo fetch --quiet --locked
+    NRT_CONTAINERS_NETWORK=host tests/containers/isolated "$place" \
+        tests/containers/images.sh "$place"
+    # Two at a time, whatever the machine has: they wait more than they work.
+    local -a what=(-p nrt-tests --features containers --test containers)
+    cargo test "${when_unwatched[@]}" --no-run "${what[@]}"
+    tests/containers/isolated "$place" \
+        cargo test "${when_unwatched[@]}" --no-fail-fast "${what[@]}" -- \
+        --test-threads="${NRT_TEST_THREADS:-2}" "$@"
+}
+
+# Runs a container on this machine's own files, and tells why that cannot be done.
+containers_run_here() {
+    if [[ $EUID -ne 0 ]]; then
+        echo "This is not root."
+        return 1
+    fi
+    mkdir -p "$1"
+    tests/containers/isolated "$1" podman run --rm --network podman --rootfs /:O true 2>&1
+}
