@@ -8,7 +8,8 @@
 #   docker.io/library/postgres:18-sid        Debian unstable
 #   docker.io/library/rust:1.95-bookworm     Debian 12 with this machine's toolchain
 #
-# Those that are there already are left alone. DIRECTORY also gets the roots that are in the making.
+# What did not change since they were made is not made again. DIRECTORY also gets the roots that are
+# in the making.
 set -euo pipefail
 
 readonly directory=$1
@@ -42,11 +43,9 @@ mirror_for() {
     printf '%s\n' "${uri:-$otherwise}"
 }
 
-is_there() { podman image exists "$1"; }
-
 make_debian() {
     local -r suite=$1 root=$directory/root-$1 image=docker.io/library/debian:$1
-    if is_there "$image"; then return; fi
+    if podman image exists "$image"; then return; fi
     say "making $image"
     rm -rf --one-file-system "$root"
     quietly debootstrap --variant=minbase "$suite" "$root" "$mirror"
@@ -76,14 +75,13 @@ make_debian() {
 make_postgres() {
     local -r major=$1 suite=$2 image=docker.io/library/postgres:$1-$2
     local data=/var/lib/postgresql/data volume=/var/lib/postgresql/data
-    if is_there "$image"; then return; fi
     if ((major >= 18)); then
         data=/var/lib/postgresql/$major/docker
         volume=/var/lib/postgresql
     fi
     make_debian "$suite"
     say "making $image"
-    quietly buildah bud --format docker --network host --tag "$image" \
+    quietly buildah bud --format docker --layers --network host --tag "$image" \
         --build-arg "DEBIAN=$suite" --build-arg "PG_MAJOR=$major" \
         --build-arg "PGDATA=$data" --build-arg "VOLUME=$volume" \
         --file "$here/postgres.Containerfile" "$here"
@@ -92,7 +90,6 @@ make_postgres() {
 make_rust() {
     local -r image=docker.io/library/rust:1.95-bookworm
     local toolchain
-    if is_there "$image"; then return; fi
     toolchain=$(rustc --print sysroot)
     if [[ $toolchain == /usr && ! -e $toolchain/lib/rustlib/components ]]; then
         die "the Rust of this machine is Debian's own, and cannot be taken into an image" \
@@ -100,7 +97,7 @@ make_rust() {
     fi
     make_debian bookworm
     say "making $image"
-    quietly buildah bud --format docker --network host --tag "$image" \
+    quietly buildah bud --format docker --layers --network host --tag "$image" \
         --volume "$toolchain:/mnt/toolchain:ro" --file "$here/rust.Containerfile" "$here"
 }
 
