@@ -677,6 +677,33 @@ fn beside(path: &Path, word: &str) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_restore_point_is_the_one_that_was_recorded() {
+    let remote = Remote::new("points", Kind::WebDav);
+    let original = shipping(Cluster::with_identity("points"), &remote);
+    original.sql("create table t as select 1 as i");
+    // Nobody has recorded the first and the last one; PostgreSQL stops at the first of a name.
+    original.sql("select pg_create_restore_point('release')");
+    original.sql("insert into t values (2)");
+    original.sql("select nrt_restore_point('release')");
+    original.sql("insert into t values (3)");
+    original.sql("select pg_create_restore_point('release')");
+    wait_for_shipped(&original);
+    let kept = remote.files(NAME).join("restore-points.json");
+    wait_until("it is recorded off-site", AGAIN, || {
+        fs::read_to_string(&kept).is_ok_and(|text| text.contains("release"))
+    });
+    original.vanish();
+    let remote_arguments = from(&remote);
+    for action in ["promote", "pause", "shutdown"] {
+        let action = format!("--action={action}");
+        let arguments = ["--target-name=release", "--original", &action];
+        let place = Place::new("points");
+        let restored = place.restore(&[&arguments[..], &texts(&remote_arguments)].concat());
+        assert_eq!(restored.value("select max(i) from t"), "2", "{action}");
+    }
+}
+
+#[test]
 fn tablespaces_and_single_databases_come_back() {
     let original = protected::protected("spaces");
     let space = original.directory().join("space");

@@ -180,8 +180,8 @@ impl Wal for Dump {
         &mut self,
         stretches: &[Stretch],
         name: &str,
-    ) -> Result<Vec<RestorePoint>, Refusal> {
-        let mut found: Vec<RestorePoint> = Vec::new();
+    ) -> Result<Vec<(Lsn, RestorePoint)>, Refusal> {
+        let mut found: Vec<(Lsn, RestorePoint)> = Vec::new();
         let words = ["--rmgr=Transaction".to_string(), "--rmgr=XLOG".to_string()];
         let wanted = format!("RESTORE_POINT {name}");
         let mut before = DateTime::UNIX_EPOCH;
@@ -191,9 +191,10 @@ impl Wal for Dump {
                     before = end.at;
                 } else if record.description == wanted {
                     let lsn = Lsn(record.lsn.0 + record.length);
-                    if !found.iter().any(|point| point.lsn == lsn) {
+                    if !found.iter().any(|(begins, _)| *begins == record.lsn) {
                         // The record's own time is not shown: the last one before it is close.
-                        found.push(RestorePoint { name: name.into(), timeline, lsn, at: before });
+                        let name = name.to_string();
+                        found.push((record.lsn, RestorePoint { name, timeline, lsn, at: before }));
                     }
                 }
             }

@@ -112,12 +112,12 @@ pub trait Wal {
         xid: u32,
     ) -> Result<Option<TransactionEnd>, Refusal>;
 
-    /// Every restore point of this name, oldest first.
+    /// Every restore point of this name, oldest first, each with where its record begins.
     fn find_name(
         &mut self,
         stretches: &[Stretch],
         name: &str,
-    ) -> Result<Vec<RestorePoint>, Refusal>;
+    ) -> Result<Vec<(Lsn, RestorePoint)>, Refusal>;
 }
 
 /// The size of a WAL segment, as a backup's own numbers tell it: the name of the segment in which

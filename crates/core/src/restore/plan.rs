@@ -86,9 +86,7 @@ pub enum Recovery {
     Time(DateTime<Utc>),
     /// To a transaction, without an epoch.
     Xid(u32),
-    /// To a restore point.
-    Name(String),
-    /// To a position.
+    /// To a position, also that of a restore point.
     Lsn(Lsn),
 }
 

@@ -4,8 +4,10 @@
 //!
 //! - at a position: after the first record that begins there or later (exclusive: before it);
 //! - at a time: before the first end of a transaction that is later (exclusive: or as late);
-//! - at a transaction: after its end (exclusive: before it);
-//! - at a restore point: after the first one of that name.
+//! - at a transaction: after its end (exclusive: before it).
+//!
+//! At a name it would stop at the first one that it meets, which need not be the one that is meant:
+//! a restore point is given to it as the position at which its record begins.
 //!
 //! If it comes to the end of the WAL without that, it fails; if it comes to it before the backup
 //! had ended, it fails, too. So it gets a target only where it is known to meet it.
@@ -20,6 +22,9 @@ use super::field::{Candidate, Field, ends_before};
 use super::refuse::{self, instant};
 use crate::lsn::Lsn;
 use crate::pgbackrest::info::Backup;
+
+/// More than the record of a restore point has, with the headers of pages that it goes across.
+const LONGEST_POINT: u64 = 256;
 
 /// What a plan is made of.
 pub(super) struct Choice<'f, 'a> {
@@ -274,16 +279,18 @@ fn restore_point<'f, 'a>(
 ) -> Result<Choice<'f, 'a>, Refusal> {
     let recorded = field.catalog.restore_points.iter().filter(|it| it.name == name);
     let on_the_way = recorded.filter(|it| field.path.holds(it.timeline, it.lsn));
-    let mut points: Vec<RestorePoint> = on_the_way.cloned().collect();
+    let mut points: Vec<(Option<Lsn>, RestorePoint)> =
+        on_the_way.map(|it| (None, it.clone())).collect();
     if points.is_empty() {
         for island in field.islands() {
             let stretches = field.path.stretches(island.start, island.reach);
-            points.extend(wal.find_name(&stretches, name)?);
+            let found = wal.find_name(&stretches, name)?;
+            points.extend(found.into_iter().map(|(begins, it)| (Some(begins), it)));
         }
     }
-    points.sort_by_key(|it| it.lsn);
-    points.dedup_by_key(|it| it.lsn);
-    let Some(newest) = points.last() else {
+    points.sort_by_key(|(_, it)| it.lsn);
+    points.dedup_by_key(|(_, it)| it.lsn);
+    let Some((begins, newest)) = points.pop() else {
         return Err(refuse::no_restore_point(field, name));
     };
     // Its position is right behind its record, and a backup ends at the end of a record.
@@ -295,10 +302,30 @@ fn restore_point<'f, 'a>(
     if newest.lsn > from.reach {
         return Err(refuse::position_behind(field, from, newest.lsn));
     }
-    if let Some(other) = points.iter().find(|it| it.lsn > from.start && it.lsn < newest.lsn) {
-        return Err(refuse::two_restore_points(from, other, newest));
+    let begins = match begins {
+        Some(begins) => begins,
+        // That it was recorded is no proof: a crash may have taken the record itself.
+        None => {
+            let near = field.path.segment_start(Lsn(newest.lsn.0.saturating_sub(LONGEST_POINT)));
+            let near = near.max(field.path.segment_start(from.start));
+            let found = wal.find_name(&field.path.stretches(near, newest.lsn), name)?;
+            let is_meant = |it: &RestorePoint| it.lsn.0 + LONGEST_POINT > newest.lsn.0;
+            let found = found.into_iter().rev().find(|(_, it)| is_meant(it));
+            found.ok_or_else(|| refuse::no_record_of(&newest))?.0
+        }
+    };
+    if let Some((_, other)) = points.iter().rev().find(|(_, it)| it.lsn > from.start) {
+        choice.warnings.push(format!(
+            "restore point {name:?} was made at {} ({}), and before that at {} ({}): the newer one \
+             is meant; --target-lsn {} --exclusive is the older one",
+            instant(newest.at),
+            newest.lsn,
+            instant(other.at),
+            other.lsn,
+            other.lsn
+        ));
     }
     choice.end = field.path.segment_behind(Lsn(newest.lsn.0 - 1)).min(from.reach);
-    choice.recovery = Recovery::Name(name.to_string());
+    choice.recovery = Recovery::Lsn(begins);
     Ok(choice)
 }

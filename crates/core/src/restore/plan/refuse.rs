@@ -321,28 +321,17 @@ pub(super) fn no_restore_point(field: &Field, name: &str) -> Refusal {
     )
 }
 
-/// PostgreSQL would stop at an older restore point of the same name.
-pub(super) fn two_restore_points(
-    from: &Candidate,
-    older: &RestorePoint,
-    newest: &RestorePoint,
-) -> Refusal {
+/// A restore point was recorded, and the WAL does not hold it there.
+pub(super) fn no_record_of(point: &RestorePoint) -> Refusal {
     Refusal::new(
         format!(
-            "restore point {:?} was made at {} ({}), and before that at {} ({}): PostgreSQL would \
-             stop at the older one, since no backup between them can be used, and the one before \
-             is {}",
-            newest.name,
-            instant(newest.at),
-            newest.lsn,
-            instant(older.at),
-            older.lsn,
-            from.backup.label
+            "restore point {:?} was recorded at {} ({}), and the WAL there does not hold it: the \
+             server lost it in a crash",
+            point.name,
+            instant(point.at),
+            point.lsn
         ),
-        format!(
-            "Say which one is meant by its position: --target-lsn {} or --target-lsn {}.",
-            newest.lsn, older.lsn
-        ),
+        "Give a time or a position instead of the name.",
     )
 }
 

@@ -168,9 +168,6 @@ impl Plan {
             Recovery::Immediate => ("recovery_target", "'immediate'".to_string()),
             Recovery::Time(at) => ("recovery_target_time", format!("'{}'", for_programs(*at))),
             Recovery::Xid(xid) => ("recovery_target_xid", xid.to_string()),
-            Recovery::Name(name) => {
-                ("recovery_target_name", format!("'{}'", name.replace('\'', "''")))
-            }
             Recovery::Lsn(at) => ("recovery_target_lsn", format!("'{at}'")),
         };
         settings.push(target);
@@ -188,7 +185,6 @@ impl Plan {
             Recovery::Immediate => ("immediate", None),
             Recovery::Time(at) => ("time", Some(for_programs(*at))),
             Recovery::Xid(xid) => ("xid", Some(xid.to_string())),
-            Recovery::Name(name) => ("name", Some(name.clone())),
             Recovery::Lsn(at) => ("lsn", Some(at.to_string())),
         };
         let mut options = vec![format!("--type={kind}")];

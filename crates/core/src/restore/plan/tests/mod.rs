@@ -186,14 +186,12 @@ impl Wal for Known<'_> {
         &mut self,
         stretches: &[Stretch],
         name: &str,
-    ) -> Result<Vec<RestorePoint>, Refusal> {
+    ) -> Result<Vec<(Lsn, RestorePoint)>, Refusal> {
         let (records, from, _) = self.read("name", stretches);
         let named = |it: &&Record| from <= it.begin && it.kind == Kind::Name(name.to_string());
-        let point = |it: &Record| RestorePoint {
-            name: name.to_string(),
-            timeline: it.timeline,
-            lsn: it.end,
-            at: it.at,
+        let point = |it: &Record| {
+            let (name, timeline) = (name.to_string(), it.timeline);
+            (it.begin, RestorePoint { name, timeline, lsn: it.end, at: it.at })
         };
         Ok(records.iter().filter(named).map(point).collect())
     }

@@ -82,7 +82,7 @@ impl Maker {
         let mut backup: Option<(Lsn, i64)> = None;
         for _ in 0..4 + self.dice.roll(24) {
             self.clock += [400_000, 0, 7, 1_300_000][self.dice.roll(4) as usize];
-            let length = [SIZE / 4, 100, SIZE / 2, SIZE + SIZE / 3][self.dice.roll(4) as usize];
+            let mut length = [SIZE / 4, 100, SIZE / 2, SIZE + SIZE / 3][self.dice.roll(4) as usize];
             let mut kind = Kind::Other;
             match (self.dice.roll(9), backup) {
                 (4 | 7 | 8, None) => backup = Some((at, self.clock)),
@@ -90,7 +90,10 @@ impl Maker {
                     backup = None;
                     self.back_up(timeline, start, Lsn(at.0 + length), &line);
                 }
-                (5, _) => kind = Kind::Name(NAMES[self.dice.roll(3) as usize].to_string()),
+                (5, _) => {
+                    kind = Kind::Name(NAMES[self.dice.roll(3) as usize].to_string());
+                    length = 104;
+                }
                 (6, _) => {
                     self.running.push(self.next_xid);
                     self.advance();
@@ -178,16 +181,16 @@ impl Maker {
     }
 
     fn finish(&mut self) {
-        // Each name is recorded always or never.
+        // Of some names none is recorded, and of the others most are.
         let recorded: BTreeSet<&str> =
-            NAMES.into_iter().filter(|_| self.dice.percent(50)).collect();
+            NAMES.into_iter().filter(|_| self.dice.percent(60)).collect();
         let own = self.world.lines.iter().flat_map(|(timeline, line)| {
             line.iter().filter(|it| it.timeline == *timeline).cloned().collect::<Vec<_>>()
         });
         let mut missing = Vec::new();
         for Record { begin, end, at, kind, timeline } in own {
             match kind {
-                Kind::Name(name) if recorded.contains(name.as_str()) => {
+                Kind::Name(name) if recorded.contains(&*name) && self.dice.percent(75) => {
                     let point = RestorePoint { name, timeline, lsn: end, at };
                     self.world.catalog.restore_points.push(point);
                 }
@@ -357,15 +360,11 @@ impl<'a> Postgres<'a> {
                 }
                 _ => at_target && !inclusive,
             };
-            let after = match recovery {
-                Recovery::Name(name) => next.kind == Kind::Name(name.clone()),
-                _ => at_target,
-            };
             if !before {
                 records.push(next.clone());
                 at = next.end;
             }
-            if before || after {
+            if before || at_target {
                 let consistent = records.iter().any(said);
                 return if consistent { Ok(records) } else { Err("not consistent yet") };
             }
@@ -413,13 +412,18 @@ fn meaning(world: &World, line: &[Record], target: &Target) -> Option<Vec<Record
             let ends = |it: &Record| matches!(it.kind, Kind::End { xid, .. } if same(xid));
             until(line, ends)? + inclusive
         }
-        Point::Name(name) => {
-            let points = &world.catalog.restore_points;
-            points.iter().find(|it| it.name == *name)?;
-            line.iter().rposition(|it| it.kind == Kind::Name(name.clone()))? + 1
-        }
+        Point::Name(name) => recorded(world, line, name)? + 1,
     };
     Some(line[..count].to_vec())
+}
+
+/// The newest restore point of a name that was recorded.
+fn recorded(world: &World, line: &[Record], name: &str) -> Option<usize> {
+    let points = &world.catalog.restore_points;
+    let is_recorded = |it: &Record| {
+        points.iter().any(|point| (point.timeline, point.lsn) == (it.timeline, it.end))
+    };
+    line.iter().rposition(|it| it.kind == Kind::Name(name.to_string()) && is_recorded(it))
 }
 
 /// Whether nothing is known to be wrong with a backup or those that it needs.
@@ -432,16 +436,20 @@ fn is_whole(world: &World, backup: &Backup) -> bool {
         && backup.references.iter().all(|it| there(it) && !damaged(it))
 }
 
-/// The recovery that fails unless it ends at the point.
-fn direct(point: &Point) -> Recovery {
-    match point {
+/// The recovery that fails unless it ends at the point; `None` if there is no such point.
+fn direct(world: &World, line: &[Record], point: &Point) -> Option<Recovery> {
+    Some(match point {
         Point::Latest => Recovery::End,
         Point::Immediate => Recovery::Immediate,
         Point::Time(at) => Recovery::Time(*at),
         Point::Xid(xid) => Recovery::Xid(*xid as u32),
-        Point::Name(name) => Recovery::Name(name.clone()),
+        Point::Name(name) => {
+            let is_named = |it: &Record| it.kind == Kind::Name(name.clone());
+            let place = recorded(world, line, name).or_else(|| line.iter().rposition(is_named))?;
+            Recovery::Lsn(line[place].begin)
+        }
         Point::Lsn(at) => Recovery::Lsn(*at),
-    }
+    })
 }
 
 /// Whatever is planned comes out as it was meant.
@@ -495,8 +503,9 @@ fn check_plan(world: &World, target: &Target, plan: &Plan) {
             assert!(others(&Recovery::Immediate).iter().all(|it| it.len() <= got.len()));
         }
         Point::Name(name) if meaning(world, line, target).is_none() => {
-            let same = &Recovery::Name(name.clone());
-            assert!(others(same).iter().all(|it| it.len() <= got.len()), "there is a newer one");
+            for newer in line[got.len()..].iter().filter(|it| it.kind == Kind::Name(name.clone())) {
+                assert!(others(&Recovery::Lsn(newer.begin)).is_empty(), "there is a newer one");
+            }
             assert_eq!(got.last().map(|it| &it.kind), Some(&Kind::Name(name.clone())));
         }
         Point::Lsn(at) if plan.recovery == Recovery::End => {
@@ -548,10 +557,8 @@ fn check_refusal(world: &World, target: &Target, refusal: &Refusal) {
                 continue;
             }
             let end = postgres.recover_all(backup, &Recovery::End, true);
-            match (
-                &target.point,
-                postgres.recover_all(backup, &direct(&target.point), target.inclusive),
-            ) {
+            let Some(direct) = direct(world, line, &target.point) else { continue };
+            match (&target.point, postgres.recover_all(backup, &direct, target.inclusive)) {
                 (Point::Latest, Ok(_)) if !target.up_to_gap => {
                     assert!(refusal.hint.contains("--up-to-gap"), "{refusal:?}");
                     let reached = end.expect("the same").last().expect("a record").end;
@@ -568,11 +575,6 @@ fn check_refusal(world: &World, target: &Target, refusal: &Refusal) {
                     let left = left.filter(|it| it.0 == timeline).any(|it| it.1 > reached);
                     let more = more || left || begins > reached;
                     assert!(more, "there is nothing more: {refusal:?}");
-                }
-                (Point::Name(_), Ok(got)) => {
-                    let occurs = |it: &Record| it.kind == got.last().expect("a record").kind;
-                    let newer = line[got.len()..].iter().any(occurs);
-                    assert!(newer, "{} reaches it: {refusal:?}", backup.label);
                 }
                 (_, Ok(_)) => panic!("{} reaches it: {refusal:?}", backup.label),
                 (Point::Lsn(at), Err(_)) => {

@@ -148,7 +148,7 @@ impl Wal for Unread {
         panic!("a transaction was asked for")
     }
 
-    fn find_name(&mut self, _: &[Stretch], _: &str) -> Result<Vec<RestorePoint>, Refusal> {
+    fn find_name(&mut self, _: &[Stretch], _: &str) -> Result<Vec<(Lsn, RestorePoint)>, Refusal> {
         panic!("a restore point was asked for")
     }
 }
@@ -509,16 +509,30 @@ fn make_point(world: &mut World, name: &str, number: u64) {
 fn a_restore_point_is_found_where_it_was_recorded() {
     let mut world = plain();
     world.catalog.restore_points = vec![point("x", 1, 10), point("y", 1, 30)];
-    let plan = |target: &Target| {
-        plan(&world.catalog, target, &mut Unread, minute(100, 0), None)
-            .map(|it| (it.backup, it.recovery, it.wal[0].to))
-    };
-    let name_of = |name: &str| Recovery::Name(name.to_string());
-    assert_eq!(plan(&to(name("x"))), Ok(("A".to_string(), name_of("x"), quarter(16))));
-    assert_eq!(plan(&to(name("y"))), Ok(("B".to_string(), name_of("y"), quarter(36))));
-    // Otherwise the WAL is searched.
+    make_point(&mut world, "x", 10);
+    make_point(&mut world, "y", 30);
+    let at = |number| Recovery::Lsn(quarter(number));
+    assert_eq!(came_to(&world, &to(name("x"))), expect("A", at(10), 16));
+    assert_eq!(came_to(&world, &to(name("y"))), expect("B", at(30), 36));
+    // Only where it was made: whether it is there.
+    let mut wal = world.wal();
+    let planned = plan(&world.catalog, &to(name("y")), &mut wal, minute(100, 0), None);
+    assert!(planned.is_ok(), "{planned:?}");
+    assert_eq!(wal.asked, [("name", quarter(28), quarter(31))]);
+    // Otherwise all the WAL is searched.
     make_point(&mut world, "z", 24);
-    assert_eq!(came_to(&world, &to(name("z"))), expect("B", name_of("z"), 32));
+    assert_eq!(came_to(&world, &to(name("z"))), expect("B", at(24), 32));
+    // A crash took it, and something else was written there.
+    make_point(&mut world, "other", 30);
+    assert_eq!(
+        refused(&world, &to(name("y"))),
+        format!(
+            "restore point \"y\" was recorded at 2026-01-01 00:30:00 UTC ({}), and the WAL there \
+             does not hold it: the server lost it in a crash | Give a time or a position instead \
+             of the name.",
+            quarter(31)
+        )
+    );
     assert_eq!(
         refused(&world, &to(name("w"))),
         "there is no restore point \"w\" | The newest that were recorded: \"y\" (2026-01-01 \
@@ -550,27 +564,35 @@ fn of_two_restore_points_the_newest_is_meant() {
             }
         }
         // B began between them.
-        assert_eq!(planned(&world, &to(name("x"))).backup, "B", "{recorded}");
+        let newest = |label| expect(label, Recovery::Lsn(quarter(30)), 36);
+        assert_eq!(came_to(&world, &to(name("x"))), newest("B"), "{recorded}");
+        assert_eq!(planned(&world, &to(name("x"))).warnings, Vec::<String>::new());
         // From A, PostgreSQL meets the older one first.
         let both = format!(
             "restore point \"x\" was made at 2026-01-01 00:30:00 UTC ({}), and before that at \
-             2026-01-01 00:10:00 UTC ({}): PostgreSQL would stop at the older one",
+             2026-01-01 00:10:00 UTC ({}): the newer one is meant; --target-lsn {} --exclusive is \
+             the older one",
             quarter(31),
+            quarter(11),
             quarter(11)
         );
-        let refusal = refused(&world, &from("A", name("x")));
-        assert!(refusal.starts_with(&both), "{refusal}");
-        let hint = format!("--target-lsn {} or --target-lsn {}.", quarter(31), quarter(11));
-        assert!(refusal.ends_with(&hint), "{refusal}");
+        let from_a = from("A", name("x"));
+        assert_eq!(came_to(&world, &from_a), newest("A"), "{recorded}");
+        assert_eq!(planned(&world, &from_a).warnings, [&*both]);
         world.catalog.backups.pop();
-        assert!(refused(&world, &to(name("x"))).starts_with(&both));
+        assert_eq!(came_to(&world, &to(name("x"))), newest("A"), "{recorded}");
     }
-    // One while the backup was taken is in the way, too.
+}
+
+#[test]
+fn an_unrecorded_restore_point_of_the_same_name_is_not_the_one() {
     let mut world = plain();
-    for number in [21, 30] {
+    for number in [24, 30, 36] {
         make_point(&mut world, "x", number);
     }
-    assert!(refused(&world, &to(name("x"))).contains("the one before is B"));
+    world.catalog.restore_points = vec![point("x", 1, 30)];
+    let expected = expect("B", Recovery::Lsn(quarter(30)), 36);
+    assert_eq!(came_to(&world, &to(name("x"))), expected);
 }
 
 /// Timeline 2 left timeline 1 at quarter 26, in the middle of segment 6; both went on.
@@ -795,7 +817,8 @@ fn a_backup_that_cannot_be_used_is_named_and_the_next_older_one_is_taken() {
     // What would have been chosen for a transaction or a restore point is told of as well.
     world.catalog.unusable.insert("B".to_string(), "gone".to_string());
     world.catalog.backups[0].error = None;
-    world.catalog.restore_points = vec![point("x", 1, 30)];
+    world.catalog.restore_points = vec![point("x", 1, 31)];
+    make_point(&mut world, "x", 31);
     for point in [Point::Xid(1030), name("x")] {
         let warnings = planned(&world, &to(point)).warnings;
         assert!(warnings[0].starts_with("backup B, which ended at"), "{warnings:?}");
@@ -890,7 +913,11 @@ fn a_failure_to_read_the_wal_is_handed_on() {
         fn find_xid(&mut self, _: &[Stretch], _: u32) -> Result<Option<TransactionEnd>, Refusal> {
             Err(Refusal::new("the remote is gone", "Wait."))
         }
-        fn find_name(&mut self, _: &[Stretch], _: &str) -> Result<Vec<RestorePoint>, Refusal> {
+        fn find_name(
+            &mut self,
+            _: &[Stretch],
+            _: &str,
+        ) -> Result<Vec<(Lsn, RestorePoint)>, Refusal> {
             Err(Refusal::new("the remote is gone", "Wait."))
         }
     }

@@ -124,7 +124,7 @@ fn postgres_and_pgbackrest_are_told_the_same() {
     let pause = |target: &mut Target| target.action = Action::Pause;
     let nothing = |_: &mut Target| {};
     type Change = fn(&mut Target);
-    let cases: [(Recovery, Change, &str, &str); 8] = [
+    let cases: [(Recovery, Change, &str, &str); 7] = [
         (Recovery::End, nothing, "", "--type=default --target-timeline=2"),
         // The end of the WAL is the end, also where the target is exclusive.
         (Recovery::End, exclusive, "", "--type=default --target-timeline=2"),
@@ -147,12 +147,6 @@ fn postgres_and_pgbackrest_are_told_the_same() {
             pause,
             "recovery_target_xid=7 recovery_target_action=pause",
             "--type=xid --target=7 --target-timeline=2 --target-action=pause",
-        ),
-        (
-            Recovery::Name("it's".to_string()),
-            nothing,
-            "recovery_target_name='it''s' recovery_target_action=promote",
-            "--type=name --target=it's --target-timeline=2 --target-action=promote",
         ),
         (
             Recovery::Lsn(Lsn(80)),
@@ -181,7 +175,7 @@ fn postgres_and_pgbackrest_are_told_the_same() {
 
 #[test]
 fn a_plan_is_shown_in_steps() {
-    let mut plan = told(Recovery::Name("it's".to_string()), |_| {});
+    let mut plan = told(Recovery::Lsn(Lsn(0xB0_0050)), |_| {});
     let found = |plan: &Plan| -> Vec<String> {
         let steps = steps(plan, "/srv/my data");
         assert!(steps.iter().zip(1..).all(|(step, number)| step.step == number));
@@ -196,11 +190,11 @@ fn a_plan_is_shown_in_steps() {
              20260101-000600F_20260101-022000I\n20260101-000600F, \
              20260101-000600F_20260101-022000I (4 MB)",
             "restore\npgbackrest --stanza=main '--pg1-path=/srv/my data' \
-             --set=20260101-000600F_20260101-022000I --type=name '--target=it'\\''s' \
+             --set=20260101-000600F_20260101-022000I --type=lsn --target=0/B00050 \
              --target-timeline=2 --target-action=promote restore\nbackup \
              20260101-000600F_20260101-022000I into /srv/my data (10 MB)",
             "recover\nrestore_command = 'nrt-backup wal-get %f \"%p\"'\nrecovery_target_timeline \
-             = 2\nrecovery_target_name = 'it''s'\nrecovery_target_action = promote\n0/A00000 to \
+             = 2\nrecovery_target_lsn = '0/B00050'\nrecovery_target_action = promote\n0/A00000 to \
              0/C00000 on timeline 2: 2 segments, 00000002000000000000000A to \
              00000002000000000000000B (2 MB)",
             "start\npg_ctl -D '/srv/my data' start\nthe server takes writes, on a new timeline",
@@ -285,7 +279,6 @@ fn whatever_is_shown_to_programs_can_be_read_again() {
         Recovery::Immediate,
         Recovery::Time(minute(1, 5)),
         Recovery::Xid(5),
-        Recovery::Name("x".to_string()),
         Recovery::Lsn(Lsn(80)),
     ] {
         plan.recovery = recovery;
