@@ -106,6 +106,20 @@ impl Coverage {
         run.is_some_and(|(_, end)| segment.number < *end)
     }
 
+    /// The timelines of which segments are, or were, in the remote's archive.
+    pub fn archived_timelines(&self) -> impl Iterator<Item = u32> {
+        self.archived.keys().copied()
+    }
+
+    /// The first archived segment of a timeline from a number on.
+    pub fn archived_from(&self, segment: Segment) -> Option<Segment> {
+        if self.is_archived(segment) {
+            return Some(segment);
+        }
+        let number = *self.archived.get(&segment.timeline)?.range(segment.number..).next()?.0;
+        Some(Segment { number, ..segment })
+    }
+
     /// Takes in a piece of the tail, made of `folded` generations of others.
     pub fn add(&mut self, piece: Piece, folded: u8) {
         let pieces = self.pieces.entry(piece.segment).or_default();
@@ -393,6 +407,10 @@ mod tests {
                         plain.contains(&number),
                         "{}", number
                     );
+                }
+                for number in 0..25 {
+                    let next = plain.range(number..).next().map(|next| segment(1, *next));
+                    prop_assert_eq!(coverage.archived_from(segment(1, number)), next);
                 }
                 let end = (0..).find(|number| !plain.contains(number)).unwrap_or(0);
                 prop_assert_eq!(coverage.reach(1, Lsn(0), SIZE), Lsn(end * SIZE));

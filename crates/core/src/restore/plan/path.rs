@@ -7,10 +7,6 @@ use super::super::catalog::{Catalog, Stretch};
 use crate::lsn::{Lsn, Segment};
 use crate::offsite::Position;
 
-/// How many segments behind the end of the WAL are looked at for WAL that goes on there. Whatever
-/// a backup or the tail tells of is found at any distance. Nothing in the tests lies so far away.
-const HORIZON: u64 = if cfg!(test) { 1 << 8 } else { 1 << 16 };
-
 /// The way to a timeline, over those that it comes from.
 pub(super) struct Path<'a> {
     catalog: &'a Catalog,
@@ -121,13 +117,9 @@ impl<'a> Path<'a> {
         let inside = |at: &Lsn| *at > behind && (first..end).contains(at);
         let pieces = self.catalog.wal.pieces().filter(|it| it.segment.timeline == timeline);
         let backups = self.catalog.backups.iter().filter(|it| it.timeline == Some(timeline));
-        let number = |at: Lsn| Segment::of(timeline, at, size).number;
-        // None at all if the leg lies before the position.
-        let numbers = number(first.max(behind))..=number(Lsn(end.0.saturating_sub(1)));
-        let archived = numbers
-            .take(HORIZON as usize)
-            .map(|number| Segment { timeline, number })
-            .find(|segment| self.catalog.wal.is_archived(*segment));
+        // The segment of the position itself may be there: what lies behind that is meant.
+        let next = if first > behind { first } else { Lsn(behind.0.saturating_add(size)) };
+        let archived = self.catalog.wal.archived_from(Segment::of(timeline, next, size));
         let archived = archived.map(|segment| segment.start(size));
         let told = pieces.map(|it| it.from).chain(backups.filter_map(|it| it.start_lsn));
         told.chain(archived).filter(inside).min()
@@ -200,21 +192,13 @@ pub(super) fn known_timelines(catalog: &Catalog) -> BTreeSet<u32> {
         .chain(catalog.backups.iter().filter_map(|backup| backup.timeline))
         .chain(catalog.wal.pieces().map(|piece| piece.segment.timeline))
         .collect();
-    // One of which only archived WAL is there comes right after the newest of the others.
-    while let Some(next) = known.last().and_then(|newest| newest.checked_add(1))
-        && has_archived(catalog, next)
-    {
-        known.insert(next);
+    // WAL from before the oldest backup is of no use to any.
+    if let Some(oldest) = catalog.backups.iter().filter_map(|it| it.start_lsn).min() {
+        let archived = catalog.wal.archived_timelines().filter(|timeline| {
+            let first = Segment::of(*timeline, oldest, catalog.segment_size);
+            catalog.wal.archived_from(first).is_some()
+        });
+        known.extend(archived);
     }
     known
-}
-
-/// Whether a segment of a timeline is archived behind the start of the oldest backup.
-fn has_archived(catalog: &Catalog, timeline: u32) -> bool {
-    let Some(oldest) = catalog.backups.iter().filter_map(|it| it.start_lsn).min() else {
-        return false;
-    };
-    let first = Segment::of(timeline, oldest, catalog.segment_size).number;
-    let mut segments = (first..first + HORIZON).map(|number| Segment { timeline, number });
-    segments.any(|segment| catalog.wal.is_archived(segment))
 }

@@ -373,6 +373,14 @@ fn the_latest_is_all_that_is_there() {
         assert_eq!(warnings.len(), 1 + passed_over, "{warnings:?}");
         assert!(warnings.last().is_some_and(|it| it.contains("is not restored")), "{warnings:?}");
     }
+    // However far away.
+    world.catalog.wal.archive(Segment { timeline: 1, number: 1 << 40 });
+    let refusal = refused(&world, &to(Point::Latest));
+    let behind = format!("from {} to {}, and there is", quarter(41), quarter(4 << 40));
+    assert!(refusal.contains(&behind), "{refusal}");
+    world.catalog.wal.archive(Segment { timeline: 9, number: 1 << 40 });
+    let refusal = refused(&world, &on(8, Point::Latest));
+    assert!(refusal.ends_with("These are there: 1, 9."), "{refusal}");
     // Behind the gap, from a backup there, nothing is missing.
     let world = self::world(
         &[(1, None, 40)],
