@@ -271,6 +271,20 @@ fn a_drill_does_not_replay_into_the_tablespaces_of_the_original() {
     cluster.value("select nrt_backup_now()");
     drill_now(&cluster).expect("the backup has the tablespace");
     assert!(contents(&space(&cluster)) == before);
+
+    // One that is gone again: its directory may serve something else by now.
+    let other = cluster.directory().join("other");
+    cluster.installation().private_directory(&other).expect("the directory is ours");
+    cluster.sql(&format!("create tablespace gone location '{}'", other.display()));
+    cluster.sql("drop tablespace gone");
+    archive_segment(&cluster);
+    let changed = || fs::metadata(&other).and_then(|it| it.modified()).expect("it is there");
+    let before = changed();
+    let words = failure(&cluster);
+    assert!(words.contains(&other.display().to_string()), "{words}");
+    assert_eq!(changed(), before, "something was in it meanwhile");
+    cluster.value("select nrt_backup_now()");
+    drill_now(&cluster).expect("the backup is later");
 }
 
 #[test]

@@ -677,6 +677,105 @@ fn beside(path: &Path, word: &str) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_restore_runs_no_command_of_the_original() {
+    let original = protected::protected("commands");
+    let (cleaned, ended) =
+        (original.directory().join("cleaned"), original.directory().join("ended"));
+    let commands = [("archive_cleanup_command", &cleaned), ("recovery_end_command", &ended)];
+    for (name, file) in commands {
+        original.sql(&format!("alter system set {name} = 'touch {}'", file.display()));
+    }
+    original.reload();
+    original.sql("select nrt_backup_now('full')");
+    // What PostgreSQL cleans after.
+    original.sql("create table t as select 1 as i; checkpoint");
+    let lsn = original.value("select pg_current_wal_insert_lsn()");
+    original.sql("insert into t values (2)");
+    archive_segment(&original);
+    let repository = format!("--repository={}", original.repository().display());
+    let target = format!("--target-lsn={lsn}");
+    let untouched = || !cleaned.exists() && !ended.exists();
+
+    // Here the server that recovers is not ours to the end.
+    let place = Place::new("stopped");
+    let (code, text) = place.run("restore", &[&repository, &target, "--action=shutdown"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(commands.iter().all(|(name, _)| text.contains(name)), "{text}");
+    assert!(untouched());
+    place.cluster.start();
+    place.cluster.wait_for("select pg_is_in_recovery()", "f", AGAIN);
+    assert!(untouched());
+    drop(place);
+
+    let restored = Place::new("promoted").restore(&[&repository, &target]);
+    assert!(untouched());
+    for (name, file) in commands {
+        let command = format!("touch {}", file.display());
+        assert_eq!(restored.value(&format!("show {name}")), command, "what was set is set");
+    }
+    // They would have done something.
+    restored.stop(Shutdown::Fast);
+    restored.set("restore_command", "false");
+    fs::write(restored.data().join("standby.signal"), "").expect("the directory is ours");
+    restored.start();
+    restored.sql("select pg_promote()");
+    restored.wait_for("select pg_is_in_recovery()", "f", AGAIN);
+    wait_until("it is run", AGAIN, || ended.exists());
+}
+
+#[test]
+fn a_copy_replays_nothing_into_the_places_of_its_original() {
+    let original = protected::protected("places");
+    original.sql("create table t as select 1 as i, '' as filler");
+    let lsn = original.value("select pg_current_wal_insert_lsn()");
+    let directory = |name: &str| {
+        let path = original.directory().join(name);
+        original.installation().private_directory(&path).expect("the directory is ours");
+        original.sql(&format!("create tablespace {name} location '{}'", path.display()));
+        path
+    };
+    let gone = directory("gone");
+    original.sql("create table g tablespace gone as select 1 as i; drop table g");
+    original.sql("drop tablespace gone");
+    archive_segment(&original);
+    let changed = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).expect("there");
+    let before = changed(&gone);
+    let repository = format!("--repository={}", original.repository().display());
+    for arguments in [&[&*repository][..], &[&*repository, "--copy"]] {
+        let place = Place::new("copy");
+        let around = place.around();
+        let (code, text) = place.run("restore", &[&["--no-start"], arguments].concat());
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains(&gone.display().to_string()) && text.contains("HINT"), "{text}");
+        assert_eq!(place.around(), around);
+        // What comes before is another matter.
+        let target = format!("--target-lsn={lsn}");
+        let restored = place.restore(&[&[&*target], arguments].concat());
+        assert_eq!(restored.value("select count(*) from t"), "1");
+    }
+    assert_eq!(changed(&gone), before, "something was in it meanwhile");
+
+    // In its place, with all that was there kept and usable.
+    let new = directory("new");
+    original.sql("create table n tablespace new as select 1 as i");
+    archive_segment(&original);
+    original.sql("insert into n values (2)");
+    let lsn = original.value("select pg_current_wal_flush_lsn()");
+    original.sql("insert into n values (3)");
+    original.stop(Shutdown::Fast);
+    let held = contents(&new);
+    let target = format!("--target-lsn={lsn}");
+    let mut command =
+        of(&original, "restore", &["--replace", "--no-start", "--exclusive", &repository, &target]);
+    let (code, text) = ended(command.output().expect("it is installed"));
+    assert_eq!(code, 0, "{text}");
+    let [aside] = &beside(&new, "new.before-restore")[..] else { panic!("{text}") };
+    assert!(contents(aside) == held, "what was moved aside is as it was");
+    original.start();
+    assert_eq!(original.value("select max(i) from n"), "2");
+}
+
+#[test]
 fn a_restore_point_is_the_one_that_was_recorded() {
     let remote = Remote::new("points", Kind::WebDav);
     let original = shipping(Cluster::with_identity("points"), &remote);

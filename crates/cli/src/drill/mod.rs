@@ -46,7 +46,7 @@ const LONGEST_FOR_SOCKET: usize = 107 - "/nrt-123456/.s.PGSQL.5432".len();
 const CONFIGURATION: &str = "postgresql.conf";
 
 /// What a server of a drill is told, whatever ALTER SYSTEM has left in its data directory.
-const SETTINGS: [(&str, &str); 10] = [
+const SETTINGS: [(&str, &str); 9] = [
     // No background worker of any extension: jobs must not run twice, nor subscriptions. Recovery
     // takes fewer of them than the original had only where nobody can connect meanwhile.
     ("hot_standby", "off"),
@@ -59,8 +59,6 @@ const SETTINGS: [(&str, &str); 10] = [
     ("huge_pages", "off"),
     ("min_dynamic_shared_memory", "0"),
     ("archive_mode", "off"),
-    // It may clean an archive that is the original's.
-    ("archive_cleanup_command", ""),
     ("cluster_name", "nrt_backup drill"),
 ];
 

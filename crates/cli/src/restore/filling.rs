@@ -130,8 +130,11 @@ impl Run<'_> {
         if let Some(manifest) = &planned.manifest
             && !delta
         {
-            let targets: Vec<PathBuf> =
+            let mut targets: Vec<PathBuf> =
                 self.tablespace_targets(manifest).into_iter().map(|(_, path)| path).collect();
+            // The WAL creates those anew, where they were.
+            let ids: Vec<&str> = manifest.tablespaces.iter().map(|it| &*it.id).collect();
+            targets.extend(place::tablespaces_but(begun, &ids));
             place::move_tablespaces(begun, &targets, now)?;
         }
         planned.source.configure(&into)?;

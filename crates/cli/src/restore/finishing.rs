@@ -3,6 +3,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -12,11 +13,11 @@ use nrt_core::offsite::HEARTBEAT;
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::options::REPOSITORY;
 use nrt_core::restore::Refusal;
-use nrt_core::restore::plan::Plan;
 use nrt_process::allowed;
 
 use super::planning::Planned;
 use super::server::Programs;
+use super::waldump::Dump;
 use super::{KEPT, Report, Run, config_words, place};
 
 /// A sign of life of another instance is waited for so long.
@@ -92,32 +93,53 @@ impl Run<'_> {
         }
     }
 
-    /// Refuses to replay what would write into the tablespaces of the original: those that it got
-    /// after the backup were mapped to nowhere, and WAL has their own places.
-    pub(super) fn spare_original(&self, plan: &Plan) -> Result<(), Refusal> {
-        let Some(original) = &self.request.original else { return Ok(()) };
-        let links = |data: &Path| -> Vec<PathBuf> {
-            let entries = fs::read_dir(data.join("pg_tblspc"));
-            entries.into_iter().flatten().flatten().map(|it| it.path()).collect()
+    /// Refuses to replay what would write into the original's places: WAL that creates a tablespace
+    /// says where that was, and nothing can map it to another place. That it is gone since is no
+    /// reason: its directory may serve something else by now.
+    pub(super) fn spare_original(
+        &self,
+        planned: &Planned,
+        programs: &Programs,
+    ) -> Result<(), Refusal> {
+        let plan = &planned.plan;
+        let Some(original) = self.original(planned, programs) else { return Ok(()) };
+        let dump = Dump {
+            source: Arc::clone(&planned.source),
+            shelf: planned.shelf.clone(),
+            program: programs.program("pg_waldump"),
+            directory: self.work.look(),
         };
-        let restored = links(&self.request.data);
-        let is_new = |link: &&PathBuf| {
-            fs::read_link(link).is_ok_and(|it| it.is_absolute())
-                && !restored.iter().any(|it| it.file_name() == link.file_name())
-        };
-        let Some(link) = links(original).into_iter().find(|link| is_new(&link)) else {
-            return Ok(());
-        };
-        let place = fs::read_link(&link).unwrap_or(link);
+        let Some(place) = dump.created_tablespace(plan)? else { return Ok(()) };
+        let hint = "Take a backup with SELECT nrt_backup_now(), and begin with that";
         Err(Refusal::new(
             format!(
                 "the tablespace in \"{}\" was created after the backup {} had begun: to replay \
-                 that would write into it",
+                 that would write into it, beside the original in \"{}\"",
                 place.display(),
-                plan.backup
+                plan.backup,
+                original.display()
             ),
-            "Take a backup with SELECT nrt_backup_now(), and begin with that.",
+            match self.request.original {
+                Some(_) => format!("{hint}."),
+                None => format!("{hint}; if the original is gone for good, --original says so."),
+            },
         ))
+    }
+
+    /// The original's data directory, if it is on this machine and is not what is restored into.
+    fn original(&self, planned: &Planned, programs: &Programs) -> Option<PathBuf> {
+        if self.request.original.is_some() || self.request.is_copy == Some(false) {
+            return self.request.original.clone();
+        }
+        let known = planned.manifest.as_ref()?.data_directory.as_ref()?;
+        let real = fs::canonicalize(known).ok()?;
+        if fs::canonicalize(&self.request.data).is_ok_and(|it| it == real) {
+            return None;
+        }
+        // Another cluster's may be there by now.
+        let control = programs.control(&real).ok()?;
+        let id = control.into_iter().find(|(name, _)| name == "Database system identifier")?.1;
+        (id == planned.plan.system_identifier).then_some(real)
     }
 
     /// After the promotion: what the server and its worker find.

@@ -103,9 +103,8 @@ pub(crate) struct Request {
     pub(crate) is_copy: Option<bool>,
     /// Settings of the server while it recovers, whatever its configuration says.
     pub(crate) settings: Vec<(&'static str, String)>,
-    /// The restored server's repository; what its configuration says, if absent.
-    pub(crate) repository: Option<PathBuf>,
-    /// The original's data directory, if it lives on this machine and must be left alone.
+    /// The original's data directory, if it is known to live on this machine. Otherwise the
+    /// backup's own is looked at.
     pub(crate) original: Option<PathBuf>,
     /// The phases of the last restore on this machine.
     pub(crate) rates: Option<Phases>,
@@ -292,6 +291,7 @@ impl Run<'_> {
             report.recovered = Some(done.recovered);
             return self.promoted(&planned, &programs, report);
         }
+        self.spare_original(&planned, &programs)?;
         self.work.begin_to_fetch().map_err(told)?;
         self.fetch(&planned, &mut report.phases)?;
         let mut shelf = planned.shelf.clone();
@@ -327,7 +327,8 @@ impl Run<'_> {
         match (request.start, planned.plan.target.action) {
             (Start::No, _) => {
                 self.leave_the_original_alone(&planned, &mut report)?;
-                self.write_settings(&planned.plan, planned.plan.target.action)?;
+                let action = planned.plan.target.action;
+                self.write_settings(&planned.plan, action, &programs, &mut report)?;
                 self.mark(&report)?;
                 report.notes.push(format!(
                     "recovery runs when the server is started; it needs \"{path}\" until then"
@@ -336,7 +337,7 @@ impl Run<'_> {
             }
             (start, Action::Pause) => {
                 self.leave_the_original_alone(&planned, &mut report)?;
-                self.write_settings(&planned.plan, Action::Pause)?;
+                self.write_settings(&planned.plan, Action::Pause, &programs, &mut report)?;
                 self.mark(&report)?;
                 if start == Start::Yes {
                     // From now on `wal-get` works by itself.
@@ -351,7 +352,6 @@ impl Run<'_> {
             }
             (_, action) => {
                 let config = config_words(report.configuration.as_deref());
-                self.spare_original(&planned.plan)?;
                 let (private, phase) =
                     self.recover(&planned, &shelved.shelf, &programs, &config)?;
                 report.phases.replay = phase;
@@ -370,7 +370,7 @@ impl Run<'_> {
                 }
                 self.leave_the_original_alone(&planned, &mut report)?;
                 // The next start is the operator's word to go on.
-                self.write_settings(&planned.plan, Action::Promote)?;
+                self.write_settings(&planned.plan, Action::Promote, &programs, &mut report)?;
                 self.mark(&report)?;
                 report.notes.push(format!(
                     "the server stopped at the target: started again, it takes writes from there. \

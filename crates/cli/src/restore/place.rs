@@ -313,6 +313,17 @@ pub(crate) fn move_tablespaces(
     Ok(())
 }
 
+/// The tablespaces of the cluster that was moved aside, but for those with these ids.
+pub(crate) fn tablespaces_but(begun: &Begun, ids: &[&str]) -> Vec<PathBuf> {
+    let Some(links) = begun.aside.as_ref().map(|aside| aside.join("pg_tblspc")) else {
+        return Vec::new();
+    };
+    let others = names(&links).unwrap_or_default().into_iter();
+    let others = others.filter(|name| !ids.contains(&name.as_str()));
+    let places = others.filter_map(|name| fs::read_link(links.join(name)).ok());
+    places.filter(|it| it.is_absolute()).collect()
+}
+
 /// Whether a tablespace can be restored into a directory: it is empty, or holds one of the cluster
 /// in `replaced`, and is moved aside with that.
 pub(crate) fn is_free(directory: &Path, replaced: Option<&PathBuf>) -> Result<bool, Refusal> {

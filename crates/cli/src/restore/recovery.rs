@@ -21,10 +21,10 @@ use super::read::{self, OwnWal};
 use super::server::{Private, Programs};
 use super::source::Kind;
 use super::wal::{Ahead, Shelf};
-use super::{Kept, OWN, Run, told, waldump};
+use super::{Kept, OWN, Report, Run, config_words, told, waldump};
 
 /// Settings of a recovery that must not be what an earlier one has left.
-const OF_RECOVERY: [(&str, &str); 8] = [
+const OF_RECOVERY: [(&str, &str); 7] = [
     ("recovery_target", ""),
     ("recovery_target_time", ""),
     ("recovery_target_xid", ""),
@@ -32,8 +32,10 @@ const OF_RECOVERY: [(&str, &str); 8] = [
     ("recovery_target_lsn", ""),
     ("recovery_target_inclusive", "on"),
     ("recovery_target_action", "promote"),
-    ("recovery_end_command", ""),
 ];
+/// Commands that PostgreSQL runs when it recovers: they may clean, or tell of, what is the
+/// original's.
+const COMMANDS: [&str; 2] = ["archive_cleanup_command", "recovery_end_command"];
 /// How often the recovering server is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -112,7 +114,13 @@ impl Run<'_> {
 
     /// Has the settings of the recovery in the configuration, for a server that is started
     /// otherwise.
-    pub(super) fn write_settings(&self, plan: &Plan, action: Action) -> Result<(), Refusal> {
+    pub(super) fn write_settings(
+        &self,
+        plan: &Plan,
+        action: Action,
+        programs: &Programs,
+        report: &mut Report,
+    ) -> Result<(), Refusal> {
         let state = self.request.data.join(layout::STATE_DIRECTORY);
         // The worker begins when recovery is over.
         let _ = fs::remove_file(state.join(layout::RECOVERING));
@@ -122,6 +130,16 @@ impl Run<'_> {
         for (name, value) in self.settings(plan, action, false) {
             settings.retain(|(known, _)| *known != name);
             settings.push((name, value));
+        }
+        let config = config_words(report.configuration.as_deref());
+        for name in COMMANDS {
+            if !programs.is_empty(&self.request.data, &config, name) {
+                settings.push((name, String::new()));
+                report.notes.push(format!(
+                    "{name} is empty in postgresql.auto.conf, so that this recovery does not run \
+                     the original's: set it again when recovery has ended, if it is still meant"
+                ));
+            }
         }
         self.auto_conf(&settings)
     }

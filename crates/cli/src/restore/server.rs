@@ -84,11 +84,20 @@ impl Programs {
     /// The value of a setting that a server in this data directory would start with; `None` where
     /// there is no such setting or it cannot be told.
     pub(crate) fn setting(&self, data: &Path, config: &[OsString], name: &str) -> Option<String> {
+        self.shown(data, config, name).ok().filter(|it| !it.is_empty())
+    }
+
+    /// Whether such a setting is known to be empty.
+    pub(crate) fn is_empty(&self, data: &Path, config: &[OsString], name: &str) -> bool {
+        self.shown(data, config, name).is_ok_and(|it| it.is_empty())
+    }
+
+    fn shown(&self, data: &Path, config: &[OsString], name: &str) -> Result<String, Refusal> {
         let mut args = vec!["-D".into(), data.as_os_str().to_owned()];
         args.extend_from_slice(config);
         args.extend(["-C".into(), name.into()]);
-        let text = self.run("postgres", &args).ok()?;
-        text.lines().last().map(|line| line.trim().to_string()).filter(|it| !it.is_empty())
+        let text = self.run("postgres", &args)?;
+        Ok(text.lines().last().unwrap_or_default().trim().to_string())
     }
 
     fn run(&self, name: &str, args: &[OsString]) -> Result<String, Refusal> {
@@ -208,6 +217,9 @@ impl Private {
         // What is written here is archived by the server that starts afterwards.
         set("archive_command", "");
         set("archive_library", "");
+        // They may clean, or tell of, what is the original's.
+        set("archive_cleanup_command", "");
+        set("recovery_end_command", "");
         for (name, value) in minimums(programs, data, config)? {
             set(name, &value);
         }

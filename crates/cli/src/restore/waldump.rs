@@ -10,6 +10,7 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::{RestorePoint, Stretch, TransactionEnd, Wal};
+use nrt_core::restore::plan::{Plan, Recovery};
 use nrt_process::{allowed, capture};
 
 use super::source::Source;
@@ -150,6 +151,33 @@ impl Dump {
     }
 }
 
+impl Dump {
+    /// Where the first tablespace lies that a plan's WAL creates, up to where recovery stops.
+    pub(crate) fn created_tablespace(&self, plan: &Plan) -> Result<Option<PathBuf>, Refusal> {
+        let words = ["--rmgr=Transaction".to_string(), "--rmgr=Tablespace".to_string()];
+        let mut found = None;
+        self.forwards(&plan.wal, &words, |timeline, records| {
+            for record in records {
+                let end = end_of(record, timeline);
+                let is_beyond = match &plan.recovery {
+                    Recovery::Lsn(at) => record.lsn > *at,
+                    Recovery::Time(at) => end.is_some_and(|it| it.at > *at),
+                    Recovery::Xid(xid) => end.is_some_and(|it| it.xid == *xid),
+                    Recovery::End | Recovery::Immediate => false,
+                };
+                // One of `allow_in_place_tablespaces` is within the data directory.
+                found = created(&record.description).filter(|it| it.is_absolute());
+                if is_beyond || found.is_some() {
+                    found = found.take().filter(|_| !is_beyond);
+                    return true;
+                }
+            }
+            false
+        })?;
+        Ok(found)
+    }
+}
+
 impl Wal for Dump {
     fn last_end(&mut self, stretches: &[Stretch]) -> Result<Option<TransactionEnd>, Refusal> {
         self.backwards(stretches, &["--rmgr=Transaction".to_string()], |timeline, records| {
@@ -236,6 +264,12 @@ fn end_of(record: &Record, timeline: u32) -> Option<TransactionEnd> {
     Some(TransactionEnd { at: time_at(&rest[start..])?, lsn: record.lsn, timeline, xid, committed })
 }
 
+/// Where a tablespace was created, if a record tells of that.
+fn created(description: &str) -> Option<PathBuf> {
+    let (_, path) = description.strip_prefix("CREATE ")?.split_once(' ')?;
+    Some(PathBuf::from(path.strip_prefix('"')?.strip_suffix('"')?))
+}
+
 /// The time with which a text begins: `2026-11-22 14:30:00.123456 UTC`.
 fn time_at(text: &str) -> Option<DateTime<Utc>> {
     let (time, zone) = (text.get(..26)?, text.get(26..30)?);
@@ -278,6 +312,8 @@ mod tests {
         assert_eq!(end_of(&aborted, 1).map(|end| end.committed), Some(false));
         let other = Record { description: "RUNNING_XACTS nextXid 7".into(), ..record };
         assert_eq!(end_of(&other, 1), None);
+        assert_eq!(created("CREATE 16385 \"/a b/c\""), Some(PathBuf::from("/a b/c")));
+        assert_eq!(created("DROP 16385"), None);
         assert_eq!(parse("pg_waldump: error"), None);
     }
 }
