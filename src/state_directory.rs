@@ -13,8 +13,9 @@ use std::time::SystemTime;
 use nrt_core::encoded;
 use nrt_core::health::Check;
 use nrt_core::inventory::{Failure, Inventory};
-use nrt_core::job::Job;
-use nrt_core::layout::{self, Kept, PushFailure, Restored, Tool};
+use nrt_core::job::{self, Job};
+use nrt_core::kind::BackupType;
+use nrt_core::layout::{self, Kept, Present, PushFailure, Restored, Tool};
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite;
 use nrt_core::restore::catalog::RestorePoint;
@@ -28,6 +29,9 @@ use crate::postgres;
 
 /// Jobs that the history keeps when it is rewritten. At one backup a minute that is a week.
 const HISTORY_KEPT: usize = 10_000;
+
+/// More than the name of any type of backup.
+const LONGEST_REQUEST: u64 = 64;
 
 /// The state directory's path.
 pub(crate) fn path() -> PathBuf {
@@ -148,6 +152,49 @@ pub(crate) fn drill_is_served() -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(in_file(&path, &error)),
         _ => Ok(()),
     }
+}
+
+/// What somebody asks for on the command line, if somebody asks for a backup.
+///
+/// # Errors
+///
+/// Why that cannot be read: it is to be removed, too.
+pub(crate) fn requested_backup() -> io::Result<Option<BackupType>> {
+    let path = file(layout::BACKUP_NOW);
+    let Ok(found) = fs::symlink_metadata(&path) else { return Ok(None) };
+    // Whatever else it is may hold the worker up.
+    if !found.is_file() {
+        return Err(in_file(&path, &io::Error::other("it is not a file")));
+    }
+    let text = files::read_end(&path, LONGEST_REQUEST).map_err(|error| in_file(&path, &error))?;
+    let kind = String::from_utf8_lossy(&text).trim().parse().map_err(io::Error::other);
+    kind.map(Some).map_err(|error| in_file(&path, &error))
+}
+
+/// Tells whoever asked for a backup which job it has become; none, if it could not be read.
+///
+/// # Errors
+///
+/// What the file system says; the request is still there then.
+pub(crate) fn backup_is_requested(job: Option<u64>) -> io::Result<()> {
+    if let Some(job) = job {
+        write(layout::BACKUP_JOB, &job)?;
+    }
+    let path = file(layout::BACKUP_NOW);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(in_file(&path, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Shows what the worker knows to commands that ask no SQL.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn show_present(present: &Present) -> io::Result<()> {
+    let path = file(layout::PRESENT);
+    files::replace(&path, &serde_json::to_vec(present)?).map_err(|error| in_file(&path, &error))
 }
 
 /// How pgBackRest is called.
@@ -333,13 +380,8 @@ pub(crate) fn prune_restore_points(oldest: Lsn) -> io::Result<()> {
 }
 
 /// The history: every job, the newest last.
-///
-/// A line that was torn by a crash is left out.
 pub(crate) fn history() -> BTreeMap<u64, Job> {
-    let Ok(file) = File::open(file(layout::HISTORY)) else { return BTreeMap::new() };
-    let lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
-    let jobs = lines.filter_map(|line| serde_json::from_slice::<Job>(&line).ok());
-    jobs.map(|job| (job.id, job)).collect()
+    job::read(&fs::read(file(layout::HISTORY)).unwrap_or_default())
 }
 
 /// One job of the history.

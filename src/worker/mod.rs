@@ -6,6 +6,7 @@
 
 pub(crate) mod child;
 mod drill;
+mod request;
 mod ship;
 mod watch;
 
@@ -20,6 +21,7 @@ use nrt_core::kind::BackupType;
 use nrt_core::layout::{self, Kept};
 use nrt_core::look::Server;
 use nrt_core::machine::{self, Action, Command, Event, Exit, Readiness, State};
+use nrt_core::offsite::Position;
 use nrt_core::restore::points;
 use nrt_core::settings::Settings;
 use nrt_process::Leashed;
@@ -30,6 +32,7 @@ use crate::postgres::{self, wal};
 use crate::shared::{Activity, Paused, Present, RunningJob, serve};
 use crate::state_directory::{self, Journal};
 use crate::worker::drill::{Circumstances, Drills};
+use crate::worker::request::{CommandLine, TICKET};
 use crate::{report, settings};
 
 /// How long the postmaster waits before it starts the worker again after an error.
@@ -40,7 +43,7 @@ const WATCHFUL: Duration = Duration::from_secs(1);
 /// How often the worker looks whether a restore is done.
 const RECOVERING: Duration = Duration::from_secs(1);
 /// How long the worker sleeps at most.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+const LONGEST_SLEEP: Duration = Duration::from_secs(layout::PRESENT_WITHIN);
 /// How long a shutdown waits for children to end. The leash kills what has not ended after two
 /// seconds; what is left after this is killed with the leash.
 const FAREWELL: Duration = Duration::from_secs(4);
@@ -112,6 +115,7 @@ struct Worker {
     /// The call for a pause that has been carried out but not yet shown.
     pause_running: Option<u64>,
     watch: watch::Watch,
+    command_line: CommandLine,
     /// The next transaction id right after the last job's child had ended, and the job.
     next_xid: Option<(u64, u64)>,
 }
@@ -158,6 +162,7 @@ impl Worker {
             check_waiting: None,
             reloaded: false,
             watch,
+            command_line: CommandLine::default(),
             next_xid: None,
         };
         log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
@@ -177,6 +182,7 @@ impl Worker {
             self.drill();
             self.evaluate();
             self.publish();
+            self.show();
             self.drills.tell();
             if let Some(number) = self.pause_running.take() {
                 serve::pause_served(number);
@@ -228,7 +234,8 @@ impl Worker {
             }
         }
         self.drills.ask(questions.drill);
-        for (ticket, kind) in questions.backups {
+        let asked = self.command_line.requested(&mut self.watch).map(|kind| (TICKET, kind));
+        for (ticket, kind) in questions.backups.into_iter().chain(asked) {
             self.events.push_back(Event::Requested { ticket, kind });
         }
         if BackgroundWorker::sigint_received() || questions.cancel || self.smart_shutdown() {
@@ -339,6 +346,9 @@ impl Worker {
             Action::StopJob => self.job.iter_mut().for_each(Leashed::terminate),
             Action::StopLook => self.look.iter_mut().for_each(Leashed::terminate),
             Action::Record(job) => self.record(&job),
+            Action::Answer { ticket: TICKET, job } => {
+                self.command_line.answer(job, &mut self.watch);
+            }
             Action::Answer { ticket, job } => serve::answer(ticket, job),
             Action::Remember(memory) => {
                 self.kept.memory = memory;
@@ -479,6 +489,26 @@ impl Worker {
             paused: Paused { backups: state.is_paused(), shipping: self.kept.shipping_paused },
             shipping: self.ship.present(),
             health_is_old: self.watch.is_unwritten(layout::HEALTH),
+        });
+    }
+
+    /// Shows the present to commands that ask no SQL.
+    fn show(&mut self) {
+        let growth = self.growth();
+        let Worker { command_line, watch, state, settings, meter, ship, .. } = self;
+        let Some(state) = state else { return };
+        command_line.show(watch, || layout::Present {
+            at: Utc::now(),
+            flushed: wal::flushed().map(|(timeline, flushed)| Position { timeline, flushed }),
+            growth,
+            growth_since: meter.as_ref().map(Meter::base),
+            wal_monitor: settings.wal_monitor,
+            wal_growth_threshold: settings.wal_growth_threshold,
+            min_wal_growth: settings.min_wal_growth,
+            wal_monitor_interval: settings.wal_monitor_interval,
+            next_look: state.next_tick(),
+            backups_paused: state.is_paused(),
+            remote: ship.remote().ok().flatten().cloned(),
         });
     }
 

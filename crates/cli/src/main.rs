@@ -21,6 +21,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Backup(commands::backup::Arguments),
+    List(commands::list::Arguments),
     Plan(commands::plan::Arguments),
     Restore(commands::restore::Arguments),
     Status(commands::status::Arguments),
@@ -28,6 +30,10 @@ enum Command {
     Takeover(commands::takeover::Arguments),
     Drill(commands::drill::Arguments),
     Entrypoint(commands::entrypoint::Arguments),
+    Wal(commands::wal::Arguments),
+    Recovery(commands::recovery::Arguments),
+    Logs(commands::logs::Arguments),
+    Health(commands::health::Arguments),
     // The server calls these; an operator has no use for them.
     #[command(hide = true)]
     Leash(commands::leash::Arguments),
@@ -64,6 +70,8 @@ fn main() -> ExitCode {
         }
     };
     match arguments.command {
+        Command::Backup(arguments) => commands::backup::run(&arguments),
+        Command::List(arguments) => commands::list::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),
         Command::Restore(arguments) => commands::restore::run(&arguments),
         Command::WalGet(arguments) => commands::wal_get::run(&arguments),
@@ -72,6 +80,10 @@ fn main() -> ExitCode {
         Command::Takeover(arguments) => commands::takeover::run(&arguments),
         Command::Drill(arguments) => commands::drill::run(&arguments),
         Command::Entrypoint(arguments) => commands::entrypoint::run(&arguments),
+        Command::Wal(arguments) => commands::wal::run(&arguments),
+        Command::Recovery(arguments) => commands::recovery::run(&arguments),
+        Command::Logs(arguments) => commands::logs::run(&arguments),
+        Command::Health(arguments) => commands::health::run(&arguments),
         Command::Leash(arguments) => commands::leash::run(arguments),
         Command::Ship(arguments) => commands::ship::run(&arguments),
         Command::Look(arguments) => commands::look::run(&arguments),

@@ -1,5 +1,7 @@
 //! Describes one run of a backup, as the history keeps it.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -110,5 +112,33 @@ impl Job {
             message: None,
             hint: None,
         }
+    }
+}
+
+/// The jobs of a history, by their numbers: of each, the last line counts. A line that cannot be
+/// read, as one that was torn by a crash, is left out.
+pub fn read(history: &[u8]) -> BTreeMap<u64, Job> {
+    let lines = history.split(|byte| *byte == b'\n');
+    let jobs = lines.filter_map(|line| serde_json::from_slice::<Job>(line).ok());
+    jobs.map(|job| (job.id, job)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_of_a_job_counts_and_a_torn_one_does_not() {
+        let job = |id| Job::new(id, BackupType::Incr, Trigger::Manual, DateTime::UNIX_EPOCH);
+        let ended = Job { status: Status::Succeeded, ..job(2) };
+        let line = |job: &Job| serde_json::to_string(job).expect("it is text");
+        let text = format!(
+            "{}\n{}\n{}\nnot JSON\n{}",
+            line(&job(2)),
+            line(&job(1)),
+            line(&ended),
+            &line(&job(3))[..40]
+        );
+        assert_eq!(read(text.as_bytes()), BTreeMap::from([(1, job(1)), (2, ended)]));
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::Failure;
 use crate::lsn::Lsn;
 use crate::machine::Memory;
+use crate::offsite;
 use crate::restore::drill::supervisor;
 use crate::restore::target::Target;
 
@@ -42,6 +43,17 @@ pub const DRILLS: &str = "drills.jsonl";
 pub const DRILL: &str = "drill";
 /// Put there to have a drill done; gone when it has started.
 pub const DRILL_NOW: &str = "drill-now";
+/// Put there to have a backup taken: its type. Gone when it has become a job; see [`BACKUP_JOB`].
+pub const BACKUP_NOW: &str = "backup-now";
+/// Held by whoever puts [`BACKUP_NOW`] there, until the answer is read.
+pub const BACKUP_LOCK: &str = "backup-now.lock";
+/// The number of the job that the last [`BACKUP_NOW`] became.
+pub const BACKUP_JOB: &str = "backup-job";
+/// What the worker knows now, a [`Present`]: written again at least every [`PRESENT_WITHIN`]
+/// seconds.
+pub const PRESENT: &str = "present.json";
+/// How many seconds a worker that is well may let pass before it writes [`PRESENT`] again.
+pub const PRESENT_WITHIN: u64 = 60;
 /// pgBackRest's spool directory.
 pub const SPOOL: &str = "spool";
 /// The present of shipping, a [`crate::offsite::Status`].
@@ -85,6 +97,33 @@ pub struct Kept {
     /// What is remembered of drills, beside their journal.
     #[serde(default)]
     pub drills: supervisor::Memory,
+}
+
+/// What the worker knows now, for commands that ask no SQL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Present {
+    /// When this was so.
+    pub at: DateTime<Utc>,
+    /// The timeline that is written, and up to where it is on disk.
+    pub flushed: Option<offsite::Position>,
+    /// Bytes of WAL written since the last backup.
+    pub growth: Option<u64>,
+    /// Where the last backup ended.
+    pub growth_since: Option<Lsn>,
+    /// Whether growth starts backups.
+    pub wal_monitor: bool,
+    /// Bytes of WAL that start one.
+    pub wal_growth_threshold: u64,
+    /// Bytes of WAL below which a scheduled one is skipped.
+    pub min_wal_growth: u64,
+    /// Seconds between two looks at the growth.
+    pub wal_monitor_interval: i64,
+    /// When the growth is looked at next.
+    pub next_look: DateTime<Utc>,
+    /// Whether backups are paused.
+    pub backups_paused: bool,
+    /// Where backups go off-site to. It holds no secret.
+    pub remote: Option<offsite::Plan>,
 }
 
 /// How pgBackRest is called.

@@ -10,7 +10,6 @@ use anyhow::{Context, bail};
 use nrt_core::layout;
 use nrt_core::restore::drill::{Drill, Outcome, journal};
 use nrt_core::size::format_size;
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::server::Server;
 use crate::drill;
@@ -18,8 +17,6 @@ use crate::drill;
 const PAUSE: Duration = Duration::from_millis(200);
 /// The worker looks at least every minute, should it not be woken.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// What the worker's process is called.
-const WORKER: &str = "nrt_backup worker";
 
 /// Tries a restore: from where the backups are, into a scratch place, with checks.
 ///
@@ -89,7 +86,7 @@ fn ask(server: &Server) -> anyhow::Result<Drill> {
     let mut number = None;
     loop {
         if number.is_none() {
-            wake_worker(server);
+            server.wake_worker();
         }
         thread::sleep(PAUSE);
         let drills = drills(&state);
@@ -120,21 +117,6 @@ fn ask(server: &Server) -> anyhow::Result<Drill> {
 
 fn drills(state: &Path) -> Vec<Drill> {
     journal::read(&fs::read(state.join(layout::DRILLS)).unwrap_or_default())
-}
-
-/// Has the worker look for the request now. The signal is the one by which PostgreSQL's processes
-/// wake each other; it does nothing else.
-fn wake_worker(server: &Server) {
-    for process in server.children() {
-        let title = fs::read(PathBuf::from(format!("/proc/{process}/cmdline"))).unwrap_or_default();
-        let title = String::from_utf8_lossy(&title).into_owned();
-        if title.contains(WORKER)
-            && let Some(process) = Pid::from_raw(process)
-        {
-            // If it may not be done, the worker sees the request by itself.
-            let _ = kill_process(process, Signal::USR1);
-        }
-    }
 }
 
 /// Says what came of it. Answers whether it was a success.

@@ -9,6 +9,7 @@ use nrt_core::restore::Refusal;
 use nrt_core::restore::plan::{Overview, steps, windows};
 use serde_json::{Value, json};
 
+use super::server;
 use super::source::{From, To, rates, words, zone};
 use crate::restore::{self, OwnWal, Work};
 
@@ -36,6 +37,13 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    // What is said on the command line, only root may be able to read.
+    if let Some(data) = arguments.data.as_ref().filter(|_| !arguments.from.is_said())
+        && let Err(error) = server::go_on_as_owner(data)
+    {
+        eprintln!("nrt-backup: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let directory = match tempfile::Builder::new().prefix("nrt-plan-").tempdir() {
         Ok(directory) => directory,
         Err(error) => {

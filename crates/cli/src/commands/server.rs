@@ -1,12 +1,24 @@
 //! Finds the server that a command is about, by its data directory.
 
+use std::env;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, bail};
 use nrt_core::health::{self, Check};
+use nrt_core::job::{self, Job};
 use nrt_core::layout;
+use nrt_process::files;
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde::de::DeserializeOwned;
+
+/// What the worker's process is called.
+const WORKER: &str = "nrt_backup worker";
+/// More than the rows of all jobs that can be on their way at once.
+const RECENT: u64 = 1 << 20;
 
 /// The server that is meant.
 #[derive(Debug, clap::Args)]
@@ -22,28 +34,36 @@ impl Server {
         Server { data }
     }
 
-    /// nrt_backup's directory in the data directory.
+    /// nrt_backup's directory in the data directory: what a command begins with. Where root runs
+    /// it, it goes on as the owner of the data directory.
     ///
     /// # Errors
     ///
     /// If there is none, or it may not be read.
     pub(crate) fn state(&self) -> anyhow::Result<PathBuf> {
+        go_on_as_owner(&self.data)?;
         let data = self.data.display();
         if !self.data.join("PG_VERSION").exists() {
             bail!(
                 "\"{data}\" is not a data directory, or you may not read it\n\
-                 HINT: Name the server's data directory with -D, and run this as the server's user."
+                 HINT: Name the server's data directory with -D, and run this as the server's user \
+                 or as root."
             );
         }
         let state = self.data.join(layout::STATE_DIRECTORY);
         fs::read_dir(&state).with_context(|| {
             format!(
                 "read \"{}\"\nHINT: nrt_backup makes it when it is preloaded: see \
-                 shared_preload_libraries. Run this as the server's user",
+                 shared_preload_libraries. Run this as the server's user or as root",
                 state.display()
             )
         })?;
         Ok(state)
+    }
+
+    /// Whether the server follows another one, or is being recovered: no worker runs then.
+    pub(crate) fn is_in_recovery(&self) -> bool {
+        ["standby.signal", "recovery.signal"].iter().any(|it| self.data.join(it).exists())
     }
 
     /// Whether the server runs.
@@ -51,14 +71,37 @@ impl Server {
         self.postmaster().is_some()
     }
 
+    /// The lines that the server writes about itself while it runs.
+    pub(crate) fn postmaster_file(&self) -> String {
+        fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default()
+    }
+
     fn postmaster(&self) -> Option<i32> {
-        let text = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        let text = self.postmaster_file();
         let process = text.lines().next().and_then(|line| line.trim().parse().ok());
         process.filter(|process| Path::new(&format!("/proc/{process}")).exists())
     }
 
+    /// The worker's process, if there is one.
+    pub(crate) fn worker(&self) -> Option<Pid> {
+        let is_worker = |process: &i32| {
+            let title = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains(WORKER)
+        };
+        self.children().into_iter().find(is_worker).and_then(Pid::from_raw)
+    }
+
+    /// Has the worker look for requests now. The signal is the one by which PostgreSQL's processes
+    /// wake each other; it does nothing else.
+    pub(crate) fn wake_worker(&self) {
+        if let Some(worker) = self.worker() {
+            // If it may not be done, the worker sees the request by itself.
+            let _ = kill_process(worker, Signal::USR1);
+        }
+    }
+
     /// The processes of the server but its first.
-    pub(crate) fn children(&self) -> Vec<i32> {
+    fn children(&self) -> Vec<i32> {
         let Some(postmaster) = self.postmaster() else { return Vec::new() };
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let is_child = |process: &i32| {
@@ -69,6 +112,34 @@ impl Server {
         let processes = entries.filter_map(|it| it.ok()?.file_name().to_str()?.parse().ok());
         processes.filter(is_child).collect()
     }
+}
+
+/// Goes on as the owner of a data directory where root runs this: the server could not change what
+/// root has made, and refuses what it could write to. Returns where that is not needed.
+///
+/// # Errors
+///
+/// If it cannot be done.
+pub(crate) fn go_on_as_owner(data: &Path) -> anyhow::Result<()> {
+    let Ok(found) = fs::metadata(data) else { return Ok(()) };
+    if !geteuid().is_root() || found.uid() == 0 || !data.join("PG_VERSION").exists() {
+        return Ok(());
+    }
+    // It gives up root's other groups, too, and never comes back from here.
+    let error = Command::new("/proc/self/exe")
+        .arg0("nrt-backup")
+        .args(env::args_os().skip(1))
+        .gid(found.gid())
+        .uid(found.uid())
+        .exec();
+    let owner = found.uid();
+    Err(error).with_context(|| format!("go on as user {owner}, the owner of the data directory"))
+}
+
+/// The jobs of the history that something may still happen to, and others before them.
+pub(crate) fn recent_jobs(state: &Path) -> Vec<Job> {
+    let text = files::read_end(&state.join(layout::HISTORY), RECENT).unwrap_or_default();
+    job::read(&text).into_values().collect()
 }
 
 /// Refuses where shipping is switched off or paused: nobody would ever answer a request.

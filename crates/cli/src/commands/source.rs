@@ -1,6 +1,7 @@
 //! The arguments that say where a restore comes from, and what it goes back to.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,6 +20,9 @@ use nrt_core::restore::target::{Asked, Target};
 use super::server;
 use crate::container;
 use crate::restore::{Kind, Place, Work};
+
+/// The path on a remote below which clusters are kept, unless another one is named.
+const REMOTE_PATH: &str = "postgres-backups";
 
 /// Where the backups are.
 ///
@@ -41,7 +45,7 @@ pub(crate) struct From {
         long,
         value_name = "PATH",
         env = "RCLONE_REMOTE_PATH",
-        default_value = "postgres-backups"
+        default_value = REMOTE_PATH
     )]
     remote_path: String,
     /// The cluster's directory below that; the stanza's name by default.
@@ -74,6 +78,25 @@ pub(crate) struct From {
 }
 
 impl From {
+    /// Whether it says where the backups are, instead of the server in a data directory.
+    pub(crate) fn is_said(&self) -> bool {
+        let has_value = |it: &OsStr| !it.is_empty();
+        let paths = [&self.rclone_config, &self.repository, &self.pgbackrest_config];
+        paths.into_iter().flatten().any(|it| has_value(it.as_os_str()))
+            || env::var_os(encoded::VARIABLE).is_some_and(|it| has_value(&it))
+    }
+
+    /// The same as [`From::place`], but the remote of a server that ships to one.
+    pub(crate) fn remote_place(&self, data: Option<&Path>, work: &Work) -> Result<Place, Refusal> {
+        let state = data.map(|data| data.join(layout::STATE_DIRECTORY));
+        let present: Option<layout::Present> =
+            state.filter(|_| !self.is_said()).and_then(|it| server::read(&it, layout::PRESENT));
+        match present.and_then(|it| it.remote) {
+            Some(plan) => Ok(of_plan(&plan, &self.pgbackrest)),
+            None => self.place(data, work),
+        }
+    }
+
     /// The place that is meant. A configuration from the environment is decoded into `work`.
     pub(crate) fn place(&self, data: Option<&Path>, work: &Work) -> Result<Place, Refusal> {
         let place = |kind| Place {
@@ -103,7 +126,8 @@ impl From {
     }
 
     fn rclone_config(&self, work: &Work) -> Result<Option<String>, Refusal> {
-        if let Some(path) = &self.rclone_config {
+        let path = self.rclone_config.as_ref();
+        if let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) {
             let whole = std::path::absolute(path);
             let whole = whole.map_err(|error| Refusal::new(error.to_string(), ""))?;
             return Ok(Some(whole.to_string_lossy().into_owned()));
@@ -129,8 +153,10 @@ impl From {
     }
 
     fn remote(&self, config: &str) -> Result<Kind, Refusal> {
+        // A variable of the environment without a value is none.
+        let given = |it: &Option<String>| it.clone().filter(|it| !it.is_empty());
         let cluster =
-            self.name.clone().or_else(|| self.stanza.clone()).unwrap_or_else(|| "main".to_string());
+            given(&self.name).or_else(|| given(&self.stanza)).unwrap_or_else(|| "main".to_string());
         let (name, path, cluster) = match &self.remote {
             Some(remote) => {
                 let (name, below) = remote.split_once(':').ok_or_else(|| {
@@ -144,7 +170,11 @@ impl From {
                 (Some(name.to_string()), path.to_string(), cluster.to_string())
             }
             None => {
-                (self.remote_name.clone(), self.remote_path.trim_matches('/').to_string(), cluster)
+                let path = match env::var("RCLONE_REMOTE_PATH") {
+                    Ok(empty) if empty.is_empty() && self.remote_path.is_empty() => REMOTE_PATH,
+                    _ => self.remote_path.trim_matches('/'),
+                };
+                (given(&self.remote_name), path.to_string(), cluster)
             }
         };
         Ok(Kind::Remote {

@@ -93,7 +93,7 @@ fn collect(state: &Path, server_is_running: bool, now: DateTime<Utc>) -> Report 
 }
 
 /// Seconds of work that are not off-site; `None` while nothing can be restored from there.
-fn lag(status: &Status, now: DateTime<Utc>) -> Option<f64> {
+pub(super) fn lag(status: &Status, now: DateTime<Utc>) -> Option<f64> {
     status.shipped?;
     let since = status.behind_since.map(|since| (now - since).num_milliseconds().max(0));
     Some(since.map_or(0.0, |milliseconds| milliseconds as f64 / 1000.0))

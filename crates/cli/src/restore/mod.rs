@@ -199,6 +199,29 @@ pub(crate) fn run(
     outcome
 }
 
+/// Plans a restore, and looks whether anything is in its way, as [`run`] does before it begins.
+/// Nothing is touched: root may do it.
+///
+/// # Errors
+///
+/// Why it would be refused.
+pub(crate) fn prepare(request: &Request) -> Result<Plan, Refusal> {
+    let directory = request.work.clone().unwrap_or_else(|| work_directory(&request.data));
+    let work = Work::make(&directory).map_err(told)?;
+    let held = work.hold().map_err(told)?;
+    let mut shown = None;
+    let outcome = Run { request, work: work.clone() }.run(held, &mut |plan| {
+        shown = Some(plan.clone());
+        // That is all that is wanted.
+        Err(Refusal::new("", ""))
+    });
+    match (shown, outcome) {
+        (Some(plan), _) => Ok(plan),
+        (None, Ok(report)) => Ok(report.plan),
+        (None, Err(refusal)) => Err(refusal),
+    }
+}
+
 /// Refuses to go on as root: what it made would be of no use to the server.
 pub(crate) fn refuse_root() -> Result<(), Refusal> {
     if rustix::process::geteuid().is_root() {

@@ -176,6 +176,16 @@ pub fn worker_missing() -> Check {
     )
 }
 
+/// The check of how WAL leaves `pg_wal`.
+pub const ARCHIVING: &str = "archiving";
+/// What is said of a copy that was restored beside its original.
+const COPY: &str = "this is a copy that was restored from ";
+
+/// Whether the check says that this is a copy that is not to be backed up.
+pub fn is_copy(archiving: &Check) -> bool {
+    archiving.name == ARCHIVING && archiving.message.starts_with(COPY)
+}
+
 /// The check that an operator sees while the worker waits for a restore to end, which `marker`
 /// tells.
 pub fn recovering(marker: &str) -> Check {
@@ -282,7 +292,7 @@ fn stanza(findings: &Findings<'_>) -> Check {
 }
 
 fn archiving(findings: &Findings<'_>) -> Check {
-    let name = "archiving";
+    let name = ARCHIVING;
     let archiving = &findings.archiving;
     if archiving.level_minimal {
         return critical(
@@ -295,8 +305,7 @@ fn archiving(findings: &Findings<'_>) -> Check {
         return warning(
             name,
             format!(
-                "this is a copy that was restored from {} at {}: it archives nothing and is not \
-                 backed up",
+                "{COPY}{} at {}: it archives nothing and is not backed up",
                 copy.source,
                 moment(copy.at)
             ),

@@ -323,6 +323,11 @@ impl State {
         schedule::next_runs(&self.memory.served, settings)
     }
 
+    /// When the growth of the WAL is looked at next.
+    pub fn next_tick(&self) -> DateTime<Utc> {
+        self.next_tick
+    }
+
     /// When the worker has to wake up although nothing happened.
     pub fn wake_at(&self, settings: &Settings) -> DateTime<Utc> {
         let mut times = vec![self.next_tick];
@@ -1073,7 +1078,7 @@ fn describe(job: &mut Job, backup: &Backup) {
 }
 
 /// Why a backup of the repository was taken: ours carry it with them.
-fn trigger_of(backup: &Backup) -> Trigger {
+pub fn trigger_of(backup: &Backup) -> Trigger {
     let noted = backup.annotations.get(TRIGGER_ANNOTATION);
     noted.and_then(|name| name.parse().ok()).unwrap_or(Trigger::External)
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::answer::Step;
 use super::super::catalog::{Catalog, RestorePoint, Stretch};
-use super::super::target::{Action, Point, written};
+use super::super::target::{Action, Point, Target, written};
 use super::field::flaw;
 use super::{Plan, Recovery, Window};
 use crate::kind::BackupType;
@@ -84,7 +84,7 @@ impl Plan {
         let mut rows = Rows::default();
         let Plan { source, stanza, version, timeline, .. } = self;
         rows.row("source", &format!("{source}, stanza {stanza}, PostgreSQL {version}"));
-        rows.row("target", &self.target_words(zone));
+        rows.row("target", &self.target.words(zone));
         rows.row("timeline", &timeline.to_string());
         rows.row(
             "backup",
@@ -117,31 +117,6 @@ impl Plan {
             rows.row("warning", warning);
         }
         rows.0
-    }
-
-    /// What was asked for, and what it means.
-    fn target_words(&self, zone: Tz) -> String {
-        let both = |at: DateTime<Utc>| {
-            if zone == Tz::UTC {
-                return written(at, zone);
-            }
-            format!("{} ({}), which is {}", written(at, zone), zone.name(), written(at, Tz::UTC))
-        };
-        let point = match &self.target.point {
-            Point::Latest => "the newest state that there is".to_string(),
-            Point::Immediate => "the end of the backup".to_string(),
-            Point::Time(at) => format!("the time {}", both(*at)),
-            Point::Xid(xid) => format!("transaction {xid}"),
-            Point::Name(name) => format!("restore point {name:?}"),
-            Point::Lsn(at) => format!("position {at}"),
-        };
-        let exclusive = if self.target.inclusive { "" } else { ", without what is exactly there" };
-        let action = match self.target.action {
-            Action::Promote => "takes writes",
-            Action::Pause => "waits, and can be read",
-            Action::Shutdown => "shuts down",
-        };
-        format!("{point}{exclusive}; then the server {action}")
     }
 
     fn stretch_words(&self, stretch: &Stretch) -> String {
@@ -200,6 +175,33 @@ impl Plan {
             options.push(format!("--target-action={}", self.target.action.as_str()));
         }
         options
+    }
+}
+
+impl Target {
+    /// What was asked for, and what it means; times in `zone`.
+    pub fn words(&self, zone: Tz) -> String {
+        let both = |at: DateTime<Utc>| {
+            if zone == Tz::UTC {
+                return written(at, zone);
+            }
+            format!("{} ({}), which is {}", written(at, zone), zone.name(), written(at, Tz::UTC))
+        };
+        let point = match &self.point {
+            Point::Latest => "the newest state that there is".to_string(),
+            Point::Immediate => "the end of the backup".to_string(),
+            Point::Time(at) => format!("the time {}", both(*at)),
+            Point::Xid(xid) => format!("transaction {xid}"),
+            Point::Name(name) => format!("restore point {name:?}"),
+            Point::Lsn(at) => format!("position {at}"),
+        };
+        let exclusive = if self.inclusive { "" } else { ", without what is exactly there" };
+        let action = match self.action {
+            Action::Promote => "takes writes",
+            Action::Pause => "waits, and can be read",
+            Action::Shutdown => "shuts down",
+        };
+        format!("{point}{exclusive}; then the server {action}")
     }
 }
 

@@ -1,0 +1,63 @@
+//! Hears of the command line: requests for backups come in, and the present goes out, by files of
+//! the state directory.
+
+use std::time::{Duration, Instant};
+
+use nrt_core::kind::BackupType;
+use nrt_core::layout::{self, Present};
+use pgrx::prelude::*;
+
+use crate::state_directory;
+use crate::worker::watch::Watch;
+
+/// What the machine calls the request: no place of shared memory has this number.
+pub(super) const TICKET: usize = usize::MAX;
+
+/// How often the present is written, at most.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
+
+/// What has been done about the command line.
+#[derive(Default)]
+pub(super) struct CommandLine {
+    /// The request has been served, but cannot be removed.
+    request_stays: bool,
+    shown: Option<Instant>,
+}
+
+impl CommandLine {
+    /// The backup that somebody asks for. What cannot be read is removed.
+    pub(super) fn requested(&mut self, watch: &mut Watch) -> Option<BackupType> {
+        let found = state_directory::requested_backup();
+        if matches!(found, Ok(None)) {
+            self.request_stays = false;
+        }
+        if self.request_stays {
+            return None;
+        }
+        found.unwrap_or_else(|error| {
+            log!("nrt_backup cannot read a request for a backup: {error}");
+            self.serve(None, watch);
+            None
+        })
+    }
+
+    /// Tells who has asked which job it has become.
+    pub(super) fn answer(&mut self, job: u64, watch: &mut Watch) {
+        self.serve(Some(job), watch);
+    }
+
+    fn serve(&mut self, job: Option<u64>, watch: &mut Watch) {
+        let served = state_directory::backup_is_requested(job);
+        self.request_stays = watch.writing(layout::BACKUP_NOW, served).is_none();
+    }
+
+    /// Shows the present, if that was not done just now. That it could be written is a sign of
+    /// life, too.
+    pub(super) fn show(&mut self, watch: &mut Watch, present: impl FnOnce() -> Present) {
+        if self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY) {
+            let shown = state_directory::show_present(&present());
+            watch.writing(layout::PRESENT, shown);
+            self.shown = Some(Instant::now());
+        }
+    }
+}
