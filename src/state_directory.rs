@@ -154,6 +154,15 @@ pub(crate) fn drill_is_served() -> io::Result<()> {
     }
 }
 
+/// Tells one request for a backup from the next: the file, and when it became what it is.
+pub(crate) type RequestId = (u64, i64, i64);
+
+/// Whether somebody asks for a backup on the command line.
+pub(crate) fn backup_request() -> Option<RequestId> {
+    let found = fs::symlink_metadata(file(layout::BACKUP_NOW)).ok()?;
+    Some((found.ino(), found.ctime(), found.ctime_nsec()))
+}
+
 /// What somebody asks for on the command line, if somebody asks for a backup.
 ///
 /// # Errors

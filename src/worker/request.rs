@@ -7,7 +7,7 @@ use nrt_core::kind::BackupType;
 use nrt_core::layout::{self, Present};
 use pgrx::prelude::*;
 
-use crate::state_directory;
+use crate::state_directory::{self, RequestId};
 use crate::worker::watch::Watch;
 
 /// What the machine calls the request: no place of shared memory has this number.
@@ -19,22 +19,23 @@ const SHOWN_EVERY: Duration = Duration::from_secs(1);
 /// What has been done about the command line.
 #[derive(Default)]
 pub(super) struct CommandLine {
-    /// The request has been served, but cannot be removed.
-    request_stays: bool,
+    /// The request that has been served, but cannot be removed.
+    stays: Option<RequestId>,
     shown: Option<Instant>,
 }
 
 impl CommandLine {
     /// The backup that somebody asks for. What cannot be read is removed.
     pub(super) fn requested(&mut self, watch: &mut Watch) -> Option<BackupType> {
-        let found = state_directory::requested_backup();
-        if matches!(found, Ok(None)) {
-            self.request_stays = false;
+        let found = state_directory::backup_request();
+        if self.stays.is_some() && self.stays != found {
+            self.stays = None;
+            watch.writing(layout::BACKUP_NOW, Ok(()));
         }
-        if self.request_stays {
+        if found.is_none() || self.stays.is_some() {
             return None;
         }
-        found.unwrap_or_else(|error| {
+        state_directory::requested_backup().unwrap_or_else(|error| {
             log!("nrt_backup cannot read a request for a backup: {error}");
             self.serve(None, watch);
             None
@@ -48,7 +49,8 @@ impl CommandLine {
 
     fn serve(&mut self, job: Option<u64>, watch: &mut Watch) {
         let served = state_directory::backup_is_requested(job);
-        self.request_stays = watch.writing(layout::BACKUP_NOW, served).is_none();
+        let removed = watch.writing(layout::BACKUP_NOW, served).is_some();
+        self.stays = if removed { None } else { state_directory::backup_request() };
     }
 
     /// Shows the present, if that was not done just now. That it could be written is a sign of
