@@ -29,6 +29,7 @@ part_containers() {
     need runc runc
     need /usr/lib/podman/netavark netavark
     need iptables iptables
+    need ip iproute2
     need debootstrap debootstrap
     install_missing
     if ! why=$(containers_run_here "$place"); then
