@@ -68,7 +68,7 @@ fn a_lost_server_is_back_with_one_command() {
     original.sql("select pg_switch_wal()");
     original.wait_for(
         "select count(*) > 0 from nrt.backup_history
-          where type = 'incremental' and trigger = 'growth' and state = 'succeeded'",
+          where type = 'incr' and trigger = 'wal_growth' and status = 'succeeded'",
         "t",
         SOON,
     );
@@ -93,7 +93,7 @@ fn a_lost_server_is_back_with_one_command() {
     // It is a protected server from now on: with a full backup of its own, and its own WAL.
     server.wait_for(
         "select count(*) > 0 from nrt.backup_history
-          where type = 'full' and trigger <> 'external' and state = 'succeeded'
+          where type = 'full' and trigger <> 'external' and status = 'succeeded'
             and finished_at > pg_postmaster_start_time()",
         "t",
         SOON,

@@ -182,6 +182,10 @@ impl Order {
         words.extend(self.options.iter().cloned());
         words.push(format!("{IMAGE}:{}", self.major));
         words.extend(self.arguments.iter().cloned());
+        if self.arguments.first().is_none_or(|it| it.starts_with('-')) {
+            // How full this machine's disk is says nothing of the image.
+            words.extend(["-c".into(), "nrt_backup.min_disk_free=0".into()]);
+        }
         words
     }
 }
