@@ -13,12 +13,13 @@ use base64::Engine;
 use postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::cluster::{INTERVAL, PATIENCE, wait_until};
+use crate::remote::built_s3server;
 
 /// The image, without its tag, which is a version of PostgreSQL.
 const IMAGE: &str = "localhost/nrt_backup";
 /// The version whose image is used where a test does not say.
 const MAJOR: &str = "17";
-/// The only one whose rclone can be an S3 server.
+/// The one on the newest Debian: a program that was built on this machine runs there.
 const MAJOR_OF_STORE: &str = "18";
 /// What is in a line of the server's log that is a warning, or worse.
 const SEVERE: [&str; 4] = ["] WARNING:  ", "] ERROR:  ", "] FATAL:  ", "] PANIC:  "];
@@ -429,14 +430,17 @@ impl Store {
     /// Starts one.
     pub fn new(name: &str) -> Store {
         let secret = format!("secret-key-of-{name}-{}", std::process::id());
-        let serve =
-            "mkdir /store && exec rclone serve s3 --addr :9000 --auth-key user,\"$0\" /store";
+        let server = built_s3server();
         let container = Order::new(&format!("{name}-store"))
             .postgres(MAJOR_OF_STORE)
             .password(None)
-            .option("--no-healthcheck");
-        let container =
-            ["bash", "-c", serve, &secret].into_iter().fold(container, Order::argument).made();
+            .variable("S3_ACCESS_KEY", "user")
+            .variable("S3_SECRET_KEY", &secret)
+            .option("--no-healthcheck")
+            .option("--volume")
+            .option(&format!("{}:/usr/local/bin/s3server:ro", server.display()));
+        let serve = ["bash", "-c", "mkdir /store && exec s3server 0.0.0.0:9000 /store"];
+        let container = serve.into_iter().fold(container, Order::argument).made();
         wait_until("the store listens", PATIENCE, || {
             std::net::TcpStream::connect((container.address().as_str(), 9000)).is_ok()
         });
@@ -450,10 +454,9 @@ impl Store {
 
     /// rclone's configuration for it.
     pub fn configuration(&self) -> String {
-        // It takes parts of an upload into memory, so it gets none.
         format!(
-            "[store]\ntype = s3\nprovider = Other\nendpoint = http://{}:9000\naccess_key_id = user\n\
-             secret_access_key = {}\nforce_path_style = true\nupload_cutoff = 4G\n",
+            "[store]\ntype = s3\nprovider = Other\nregion = us-east-1\nendpoint = http://{}:9000\naccess_key_id = user\n\
+             secret_access_key = {}\nforce_path_style = true\n",
             self.container.address(),
             self.secret
         )

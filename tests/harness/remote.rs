@@ -586,12 +586,7 @@ fn s3server(installation: &Installation) -> PathBuf {
     let lock = File::create(place.with_extension("lock")).expect("the scratch directory is ours");
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .expect("a file of ours can be locked");
-    let ourselves = std::env::current_exe().expect("Linux tells it");
-    let built = ourselves.ancestors().skip(1).take(2).map(|at| at.join("s3server"));
-    let built = built.into_iter().find(|file| file.is_file());
-    let built = built.unwrap_or_else(|| {
-        panic!("there is no s3server beside the tests\nHINT: cargo build -p nrt-tests --bins")
-    });
+    let built = built_s3server();
     let modified = |file: &Path| file.metadata().and_then(|metadata| metadata.modified()).ok();
     if modified(&place) < modified(&built) {
         let unfinished = place.with_extension("unfinished");
@@ -599,4 +594,14 @@ fn s3server(installation: &Installation) -> PathBuf {
         fs::rename(&unfinished, &place).expect("both are in one directory");
     }
     place
+}
+
+/// The S3 server as cargo built it, beside the tests.
+pub(crate) fn built_s3server() -> PathBuf {
+    let ourselves = std::env::current_exe().expect("Linux tells it");
+    let built = ourselves.ancestors().skip(1).take(2).map(|at| at.join("s3server"));
+    let built = built.into_iter().find(|file| file.is_file());
+    built.unwrap_or_else(|| {
+        panic!("there is no s3server beside the tests\nHINT: cargo build -p nrt-tests --bins")
+    })
 }
