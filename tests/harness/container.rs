@@ -23,6 +23,9 @@ const MAJOR: &str = "17";
 const MAJOR_OF_STORE: &str = "18";
 /// What is in a line of the server's log that is a warning, or worse.
 const SEVERE: [&str; 4] = ["] WARNING:  ", "] ERROR:  ", "] FATAL:  ", "] PANIC:  "];
+/// Who asks too early is told so, and whoever is connected at a shutdown.
+const EXPECTED: [&str; 2] =
+    ["the database system is ", "terminating connection due to administrator command"];
 /// What the superuser's password is, unless a test says another one.
 const PASSWORD: &str = "the-superuser's-own";
 
@@ -381,9 +384,8 @@ impl Container {
     fn complaints(&self) -> Vec<String> {
         let log = self.log();
         let is_expected = |line: &&str| {
-            // Who asks too early is told so.
             let allowed = self.order.allowed.iter().map(String::as_str);
-            allowed.chain(["the database system is "]).any(|part| line.contains(part))
+            allowed.chain(EXPECTED).any(|part| line.contains(part))
         };
         let is_severe = |line: &&str| SEVERE.iter().any(|it| line.contains(it));
         log.lines().filter(is_severe).filter(|it| !is_expected(it)).map(str::to_string).collect()
