@@ -19,25 +19,13 @@ use super::server::{self, Server};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What the worker wrote longer ago is no sign of life.
 const STALE: Duration = Duration::from_secs(3 * layout::PRESENT_WITHIN);
-/// The checks that are not for a copy, which is not to be backed up.
-const OF_BACKUPS: [&str; 9] = [
-    "pgbackrest",
-    "stanza",
-    "backup",
-    "wal_gap",
-    "last_run",
-    "remote",
-    "shipping",
-    "mirror",
-    "drill",
-];
-
 /// Says in one line whether the server is up and backed up: for a container's health check.
 ///
 /// It is healthy if it answers, its worker lives, WAL is archived and shipped, and the last backup
 /// is not too old: if no check of nrt.health is critical. Until the first backup is taken it is
-/// not. Warnings are printed, and healthy. A standby is healthy if it is up, and so is a copy that
-/// was restored beside its original: nobody wants them backed up. Exit code: 0 or 1.
+/// not, and neither is a copy that was restored beside its original: nothing of it is backed up, and
+/// nothing would be once the original is gone. Warnings are printed, and healthy. A standby is
+/// healthy if it is up: its primary is backed up. Exit code: 0 or 1.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -58,7 +46,8 @@ struct Seen {
     /// Whether there is a full backup; `None` if that is not known.
     has_full: Option<bool>,
     checks: Vec<Check>,
-    is_copy: bool,
+    /// The check that says so, if this is a copy beside its original.
+    copy: Option<Check>,
 }
 
 /// Runs the command.
@@ -95,7 +84,9 @@ fn look(server: &Server, state: &Path) -> Seen {
             let repository = inventory.repository.ok()?;
             Some(repository.info.backups.iter().any(|it| it.kind == BackupType::Full))
         }),
-        is_copy: restored.is_some_and(|it| it.is_copy) && checks.iter().any(health::is_copy),
+        copy: restored
+            .filter(|it| it.is_copy)
+            .and_then(|_| checks.iter().find(|it| health::is_copy(it)).cloned()),
         checks,
     }
 }
@@ -172,19 +163,17 @@ fn judge(seen: &Seen) -> Result<String, String> {
     }
     let words = |check: &Check| format!("{}: {}", check.name, check.message);
     let of = |severity: Severity| {
-        let counts = |check: &&Check| !seen.is_copy || !OF_BACKUPS.contains(&&*check.name);
-        let checks = seen.checks.iter().filter(counts);
-        checks.filter(move |check| check.severity == severity).map(words).collect::<Vec<_>>()
+        let checks = seen.checks.iter().filter(|check| check.severity == severity);
+        checks.map(words).collect::<Vec<_>>()
     };
+    if let Some(copy) = &seen.copy {
+        return Err(format!("{}. {}", copy.message, copy.hint));
+    }
     let critical = of(Severity::Critical);
     if !critical.is_empty() {
         return Err(critical.join("; "));
     }
     let warnings = of(Severity::Warning);
-    if seen.is_copy {
-        // It does what it was made for; that it is not backed up is said.
-        return Ok(warnings.join("; "));
-    }
     if seen.has_full != Some(true) {
         let mut why = "the first backup has not been taken yet".to_string();
         if let Some(check) = seen.checks.iter().find(|check| check.name == "backup") {
@@ -217,7 +206,7 @@ mod tests {
             silent_for: Some(Duration::from_secs(layout::PRESENT_WITHIN)),
             has_full: Some(true),
             checks: vec![check("backup", Severity::Ok, "the last backup ended")],
-            is_copy: false,
+            copy: None,
         }
     }
 
@@ -251,16 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn nobody_wants_a_standby_or_a_copy_backed_up() {
+    fn a_standby_is_backed_up_elsewhere_and_a_copy_is_not() {
         let standby = Seen { is_in_recovery: true, worker_runs: false, has_full: None, ..well() };
         assert!(judge(&standby).is_ok());
-        let old = check("backup", Severity::Critical, "the last backup is too old");
         let note = check("archiving", Severity::Warning, "this is a copy");
-        let copy = Seen { checks: vec![old.clone(), note.clone()], is_copy: true, ..well() };
-        assert_eq!(judge(&copy), Ok("archiving: this is a copy".to_string()));
-        assert!(judge(&Seen { is_copy: false, ..copy.clone() }).is_err());
-        let full = check("wal_disk", Severity::Critical, "the disk is full");
-        assert!(judge(&Seen { checks: vec![old, note, full], ..copy }).is_err());
+        let copy = Seen { checks: vec![note.clone()], copy: Some(note), ..well() };
+        assert!(judge(&copy).is_err_and(|it| it.contains("this is a copy")));
     }
 
     #[test]
