@@ -202,8 +202,7 @@ pub(crate) fn backup_is_requested(job: Option<u64>) -> io::Result<()> {
 ///
 /// What the file system says.
 pub(crate) fn show_present(present: &Present) -> io::Result<()> {
-    let path = file(layout::PRESENT);
-    files::replace(&path, &serde_json::to_vec(present)?).map_err(|error| in_file(&path, &error))
+    files::replace(&file(layout::PRESENT), &serde_json::to_vec(present)?)
 }
 
 /// How pgBackRest is called.

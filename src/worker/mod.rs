@@ -495,9 +495,9 @@ impl Worker {
     /// Shows the present to commands that ask no SQL.
     fn show(&mut self) {
         let growth = self.growth();
-        let Worker { command_line, watch, state, settings, meter, ship, .. } = self;
+        let Worker { command_line, state, settings, meter, ship, .. } = self;
         let Some(state) = state else { return };
-        command_line.show(watch, || layout::Present {
+        command_line.show(|| layout::Present {
             at: Utc::now(),
             flushed: wal::flushed().map(|(timeline, flushed)| Position { timeline, flushed }),
             growth,

@@ -54,11 +54,10 @@ impl CommandLine {
     }
 
     /// Shows the present, if that was not done just now. That it could be written is a sign of
-    /// life, too.
-    pub(super) fn show(&mut self, watch: &mut Watch, present: impl FnOnce() -> Present) {
-        if self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY) {
-            let shown = state_directory::show_present(&present());
-            watch.writing(layout::PRESENT, shown);
+    /// life: where it cannot, the health check says so.
+    pub(super) fn show(&mut self, present: impl FnOnce() -> Present) {
+        let is_due = self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY);
+        if is_due && state_directory::show_present(&present()).is_ok() {
             self.shown = Some(Instant::now());
         }
     }

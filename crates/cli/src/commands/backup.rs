@@ -271,6 +271,31 @@ mod tests {
     }
 
     #[test]
+    fn where_no_worker_takes_backups_none_is_asked_for() {
+        let data = tempfile::tempdir().expect("a directory");
+        let state = data.path().join(layout::STATE_DIRECTORY);
+        fs::create_dir(&state).expect("made");
+        let server = Server::at(data.path().to_path_buf());
+        let refusal = || can_be_had(&server, &state).err().map(|it| it.to_string());
+        assert!(refusal().is_some_and(|it| it.starts_with("the server does not run")));
+        // This process stands for the server.
+        let number = std::process::id().to_string();
+        fs::write(data.path().join("postmaster.pid"), number).expect("written");
+        assert_eq!(refusal(), None);
+        let standby = data.path().join("standby.signal");
+        fs::write(&standby, "").expect("written");
+        assert!(refusal().is_some_and(|it| it.contains("on the primary")));
+        fs::remove_file(&standby).expect("removed");
+        let mut kept = Kept::default();
+        kept.memory.paused = true;
+        let text = serde_json::to_string(&kept).expect("it is text");
+        fs::write(state.join(layout::KEPT), text).expect("written");
+        assert!(refusal().is_some_and(|it| it.starts_with("backups are paused")));
+        fs::write(state.join(layout::RECOVERING), "").expect("written");
+        assert!(refusal().is_some_and(|it| it.starts_with("a restore has not ended")));
+    }
+
+    #[test]
     fn that_a_full_backup_is_taken_instead_is_said() {
         let full = Job { kind: BackupType::Full, ..job(Status::Running) };
         assert!(progress(&full).contains("a full backup"), "{}", progress(&full));

@@ -156,7 +156,7 @@ fn judge(seen: &Seen) -> Result<String, String> {
         Some(silent) if silent > STALE => {
             let seconds = silent.as_secs();
             return Err(format!(
-                "the nrt_backup worker has written nothing for {seconds} s: it hangs"
+                "the nrt_backup worker has written nothing for {seconds} s: it hangs, or cannot write"
             ));
         }
         Some(_) => {}

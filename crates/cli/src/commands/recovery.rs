@@ -54,16 +54,16 @@ struct Asked {
     /// The data directory: the one to restore into, or that of a server whose backups are meant.
     #[arg(short = 'D', long = "pgdata", env = "PGDATA", value_name = "DIRECTORY")]
     data: Option<PathBuf>,
-    #[command(flatten)]
-    to: To,
-    #[command(flatten)]
-    from: From,
     /// Another cluster in the data directory would be moved aside: RECOVERY_REPLACE=true.
     #[arg(long)]
     replace: bool,
     /// For programs.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    to: To,
+    #[command(flatten)]
+    from: From,
 }
 
 /// Text for people, and the same for programs.
