@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Checks who may depend on whom.
+# Checks who may depend on whom, and what is not Rust.
 
 check_arrows() {
     depends_not nrt-core 'pgrx|postgres|libc|rustix|signal-hook|tempfile|nrt-process|nrt-cli|nrt_backup'
@@ -15,4 +15,14 @@ depends_not() {
         grep -E "^($forbidden) v" | sort -u) || return 0
     die "$crate depends on what it must not know:"$'\n'"$found" \
         "cargo tree -p $crate --invert NAME tells by which way."
+}
+
+# What GitHub would say of the workflows, and what an attacker would see in them.
+check_workflows() {
+    "$tools/check-jsonschema" --quiet --builtin-schema vendor.github-workflows "$@" &&
+        "$tools/zizmor" --quiet --offline "$@"
+}
+
+check_compose() {
+    "$tools/check-jsonschema" --quiet --builtin-schema vendor.compose-spec "$@"
 }

@@ -125,8 +125,25 @@ need_cargo_pgrx() {
     if [[ $(uname -m) == x86_64 ]]; then export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1; fi
 }
 
+# Programs written in Python that Debian has not, or has too old, in a place of their own.
+need_python_tools() {
+    local -ra wanted=(check-jsonschema==0.39.0 podman-compose==1.6.0 zizmor==1.32.0)
+    local -r place=$target/tools/python
+    tools=$place/bin
+    need /usr/bin/python3 python3
+    need '/usr/lib/python3.*/ensurepip/__init__.py' python3-venv
+    install_missing
+    if [[ $(cat "$place/wanted" 2>/dev/null) == "${wanted[*]}" ]]; then return; fi
+    say "installing ${wanted[*]}"
+    rm -rf "$place"
+    /usr/bin/python3 -m venv "$place"
+    "$tools/pip" --quiet --disable-pip-version-check install "${wanted[@]}"
+    echo "${wanted[*]}" >"$place/wanted"
+}
+
 need_linters() {
     need shellcheck shellcheck
+    need_python_tools
     install_missing
     cargo clippy --version >/dev/null 2>&1 ||
         die "there is no cargo clippy" "With rustup: rustup component add clippy"

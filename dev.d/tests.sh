@@ -11,7 +11,7 @@ run_part() {
     local part=$1 log status begin=$SECONDS
     shift
     declare -F "part_$part" >/dev/null || die "unknown part \"$part\"" \
-        "The parts are unit, server, schema, sql, e2e and containers."
+        "The parts are unit, documents, server, schema, sql and e2e."
     say "$part"
     log=$(mktemp)
     # The part needs a shell of its own: on the left of || or in an if, set -e would be off in it.
@@ -56,6 +56,38 @@ report() {
 
 part_unit() {
     cargo_test -- "$@"
+}
+
+# What is neither Rust nor SQL: the workflows and compose.yaml. The READMEs are among the e2e tests.
+part_documents() {
+    need_python_tools
+    local good=0 bad=0
+    local -r test=.github/workflows/test.yml broken=$scratch/broken.yml
+    expect 0 check_workflows .github/workflows/*.yml
+    expect 0 check_compose compose.yaml
+    # And would they see it?
+    sed 's/^    runs-on:/    run-on:/' "$test" >"$broken"
+    expect 1 check_workflows "$broken"
+    sed 's/@[0-9a-f]\{40\} .*/@v4/' "$test" >"$broken"
+    expect 1 check_workflows "$broken"
+    sed 's/^    image:/    imagine:/' compose.yaml >"$broken"
+    expect 1 check_compose "$broken"
+    echo "script: $good passed, $bad failed"
+    [[ $bad -eq 0 ]]
+}
+
+# expect 0|1 COMMAND..: counts whether it succeeds, or fails, as it should; shows what it says if not.
+expect() {
+    local -r wanted=$1
+    local found=0 said
+    shift
+    said=$("$@" 2>&1) || found=1
+    if [[ $found -eq $wanted ]]; then
+        good=$((good + 1))
+    else
+        bad=$((bad + 1))
+        printf '%s\n%s: exit code %s\n' "$said" "$*" "$found"
+    fi
 }
 
 # The extension's own tests, run inside a server: cargo-pgrx installs a build with the tests in it.
