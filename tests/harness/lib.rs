@@ -18,6 +18,7 @@ mod log;
 mod offsite;
 mod process;
 mod proxy;
+pub mod readme;
 mod remote;
 
 pub use client::{Load, SqlError};
