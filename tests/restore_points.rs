@@ -397,7 +397,15 @@ fn a_restored_copy_says_what_it_is_until_it_is_a_server_of_its_own() {
     cluster.stop(Shutdown::Fast);
     leave(&cluster, &restored(true));
     cluster.set("archive_mode", "off");
+    for (name, value) in [
+        ("nrt_backup.incremental_schedule", "* * * * *"),
+        ("nrt_backup.wal_monitor", "on"),
+        ("nrt_backup.wal_growth_threshold", "1MB"),
+    ] {
+        cluster.set(name, value);
+    }
     cluster.allow("nrt_backup health: ");
+    cluster.allow("nrt_backup job ");
     cluster.start();
     let message = wait_for_health(&cluster, "archiving", "warning");
     assert!(message.contains("a copy that was restored from offsite:backups/main"), "{message}");
@@ -405,16 +413,32 @@ fn a_restored_copy_says_what_it_is_until_it_is_a_server_of_its_own() {
     for words in ["ALTER SYSTEM RESET archive_mode", "restart", "nrt-backup takeover"] {
         assert!(hint.contains(words), "{hint}");
     }
-    cluster.sql("select nrt_check()");
-    wait_for_backups(&cluster, 1);
+    // pgBackRest would refuse whatever started.
+    let rows = history(&cluster, "job, status");
+    cluster.sql("create table t as select i, repeat('x', 1000) from generate_series(1, 3000) i");
+    for _ in 0..2 {
+        cluster.sql("select nrt_check()");
+    }
+    assert_eq!(history(&cluster, "job, status"), rows, "nothing is started by itself");
+    assert_eq!(cluster.value("select activity from nrt.status"), "blocked");
+    assert_eq!(cluster.value("select count(next_run) from nrt.schedule"), "0");
+    let refused = cluster.try_sql("select nrt_backup_now()").expect_err("it is a copy");
+    assert!(refused.message.contains("this is a copy"), "{refused}");
+    assert!(refused.hint.contains("ALTER SYSTEM RESET archive_mode"), "{refused}");
     assert_eq!(full_taken(&cluster), None);
 
     cluster.unset("archive_mode");
+    cluster.set("nrt_backup.wal_monitor", "off");
+    cluster.set("nrt_backup.incremental_schedule", "off");
     cluster.restart();
     wait_for_health(&cluster, "archiving", "ok");
     cluster.sql("select nrt_backup_now()");
     assert_eq!(
         history(&cluster, "trigger, type, status"),
-        [["missing_base", "full", "succeeded"], ["manual", "incr", "succeeded"]]
+        [
+            ["missing_base", "full", "succeeded"],
+            ["manual", "incr", "failed"],
+            ["manual", "incr", "succeeded"]
+        ]
     );
 }

@@ -32,8 +32,7 @@ use crate::postgres::{self, wal};
 use crate::shared::{Activity, Paused, Present, RunningJob, serve};
 use crate::state_directory::{self, Journal};
 use crate::worker::drill::{Circumstances, Drills};
-use crate::worker::request::{CommandLine, TICKET};
-use crate::{report, settings};
+use crate::{archiving, report, settings};
 
 /// How long the postmaster waits before it starts the worker again after an error.
 const RESTART: Duration = Duration::from_secs(5);
@@ -143,7 +142,9 @@ impl Worker {
         watch.unclean_end = unclean.then(Utc::now);
         let journal = watch.writing(layout::HISTORY, Journal::open()).unwrap_or_default();
         let drills = Drills::new(kept.drills.clone(), &mut watch);
-        let state = State::new(postgres::system_identifier(), kept.memory.clone(), Utc::now());
+        let state = State::new(postgres::system_identifier(), kept.memory.clone(), Utc::now())
+            // Neither changes while the server runs.
+            .standing_aside(archiving::now().aside());
         let mut worker = Worker {
             ship: ship::Ship::new(kept.shipping_paused),
             drills,
@@ -469,6 +470,7 @@ impl Worker {
         let activity = match (job, state.readiness()) {
             (Some(_), _) => Activity::BackingUp,
             (None, Readiness::Blocked(_)) => Activity::Blocked,
+            _ if state.aside().is_some() => Activity::Blocked,
             (None, _) if state.inventory().is_none() => Activity::Starting,
             (None, _) if state.waiting().is_some() => Activity::Waiting,
             (None, _) => Activity::Idle,

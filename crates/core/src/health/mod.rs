@@ -76,6 +76,24 @@ pub struct Archiving {
     pub copy: Option<Restored>,
 }
 
+impl Archiving {
+    /// Why this server takes no backups: it is a copy, and pgBackRest takes none without archiving.
+    pub fn aside(&self) -> Option<Failure> {
+        let copy = self.copy.as_ref().filter(|_| !self.mode_on)?;
+        Some(Failure {
+            message: format!(
+                "this is a copy that was restored from {} at {}: it archives nothing and is not \
+                 backed up",
+                copy.source,
+                moment(copy.at)
+            ),
+            hint: "To make it a server of its own: ALTER SYSTEM RESET archive_mode, restart the \
+                   server, and run nrt-backup takeover if it is to ship to the original's place."
+                .to_string(),
+        })
+    }
+}
+
 /// Who archives.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Archiver {
@@ -287,6 +305,9 @@ fn stanza(findings: &Findings<'_>) -> Check {
             Some(failure) => warning(name, &*failure.message, &failure.hint),
             None => ok(name, format!("\"{stanza}\" belongs to this cluster")),
         },
+        Readiness::Unknown if findings.state.aside().is_some() => {
+            ok(name, "not needed: this server takes no backups")
+        }
         Readiness::Unknown => ok(name, format!("\"{stanza}\" is being looked at")),
     }
 }
@@ -301,17 +322,8 @@ fn archiving(findings: &Findings<'_>) -> Check {
             "Remove wal_level from the configuration, or set it to replica, and restart the server.",
         );
     }
-    if let Some(copy) = archiving.copy.as_ref().filter(|_| !archiving.mode_on) {
-        return warning(
-            name,
-            format!(
-                "{COPY}{} at {}: it archives nothing and is not backed up",
-                copy.source,
-                moment(copy.at)
-            ),
-            "To make it a server of its own: ALTER SYSTEM RESET archive_mode, restart the server, \
-             and run nrt-backup takeover if it is to ship to the original's place.",
-        );
+    if let Some(Failure { message, hint }) = archiving.aside() {
+        return warning(name, message, &hint);
     }
     if !archiving.mode_on {
         return critical(
@@ -362,6 +374,9 @@ fn backup(findings: &Findings<'_>) -> Check {
     let name = "backup";
     let state = findings.state;
     let Some(inventory) = state.inventory() else { return ok(name, "being looked for") };
+    if state.aside().is_some() {
+        return ok(name, "none is taken of a copy: see the check \"archiving\"");
+    }
     if inventory.repository.is_err() {
         return critical(
             name,

@@ -247,6 +247,8 @@ pub struct State {
     last_failure: Option<Job>,
     /// Since when a full backup is due, because the data directory was restored.
     full_due_since: Option<DateTime<Utc>>,
+    /// Why this server takes no backups at all, if so.
+    aside: Option<Failure>,
     shutting_down: bool,
     /// The time at the last step.
     clock: DateTime<Utc>,
@@ -274,9 +276,20 @@ impl State {
             hold_until: now,
             last_failure: None,
             full_due_since: None,
+            aside: None,
             shutting_down: false,
             clock: now,
         }
+    }
+
+    /// Takes no backups as long as this lives, and says why.
+    pub fn standing_aside(self, why: Option<Failure>) -> State {
+        State { aside: why, ..self }
+    }
+
+    /// Why this server takes no backups at all, if so.
+    pub fn aside(&self) -> Option<&Failure> {
+        self.aside.as_ref()
     }
 
     /// The last look's result.
@@ -320,6 +333,9 @@ impl State {
 
     /// The next run of each schedule.
     pub fn next_runs(&self, settings: &Settings) -> BTreeMap<BackupType, DateTime<Utc>> {
+        if self.aside.is_some() {
+            return BTreeMap::new();
+        }
         schedule::next_runs(&self.memory.served, settings)
     }
 
@@ -338,6 +354,7 @@ impl State {
         match &self.active {
             Some(Active::Backup { run, .. }) => times.extend(run.shown_at()),
             Some(_) => {}
+            None if self.aside.is_some() => {}
             None if self.needs_stanza() => times.push(self.stanza_not_before),
             None if self.memory.paused => {}
             // What is on its way will be heard of.
@@ -434,6 +451,12 @@ impl Turn<'_> {
             return;
         }
         self.serve_schedules(Trigger::Schedule);
+        if let Some(why) = self.state.aside.clone() {
+            // From before.
+            for Pending { job, .. } in std::mem::take(&mut self.state.pending) {
+                self.refuse(job, &why);
+            }
+        }
         let tick_due = self.state.next_tick <= self.present.now;
         if tick_due {
             self.state.next_tick =
@@ -505,12 +528,13 @@ impl Turn<'_> {
 
     fn requested(&mut self, ticket: usize, kind: BackupType) {
         let now = self.present.now;
-        if self.state.memory.paused {
+        let aside = self.state.aside.clone();
+        if let Some(why) = aside.or_else(|| self.state.memory.paused.then(paused)) {
             // Never what waits already: that is for later.
             let job = self.new_job(kind, Trigger::Manual);
             self.record(&job);
             self.actions.push(Action::Answer { ticket, job: job.id });
-            return self.refuse(job, &paused());
+            return self.refuse(job, &why);
         }
         let job = match self.waiting(kind) {
             Some(pending) => {
@@ -856,7 +880,7 @@ impl Turn<'_> {
     fn serve_schedules(&mut self, trigger: Trigger) {
         let due = schedule::serve(&mut self.state.memory.served, self.settings, self.present.now);
         // A full backup serves whoever wanted a smaller one at the same minute.
-        if let Some(kind) = due.into_iter().max() {
+        if let Some(kind) = due.into_iter().max().filter(|_| self.state.aside.is_none()) {
             self.request(kind, trigger);
         }
     }
@@ -878,6 +902,7 @@ impl Turn<'_> {
     /// Whether a backup can start that nobody asks for.
     fn can_take_by_itself(&self) -> bool {
         self.state.readiness == Readiness::Ready
+            && self.state.aside.is_none()
             && !self.state.memory.paused
             && self.state.look_failure.is_none()
             && self.state.running().is_none()
@@ -907,6 +932,7 @@ impl Turn<'_> {
         let grown = self.present.growth.is_some_and(|it| it >= self.settings.wal_growth_threshold);
         if self.settings.wal_monitor
             && grown
+            && self.state.aside.is_none()
             && !self.state.memory.paused
             && !matches!(self.state.readiness, Readiness::Blocked(_))
             && self.state.has_base()
@@ -952,6 +978,9 @@ impl Turn<'_> {
     }
 
     fn start_job(&mut self) {
+        if self.state.aside.is_some() {
+            return;
+        }
         while self.state.active.is_none() {
             if self.state.needs_stanza() {
                 return self.create_stanza();

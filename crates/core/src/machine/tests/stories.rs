@@ -1335,6 +1335,45 @@ fn the_pauses_between_tries_double_up_to_the_ceiling() {
     assert_eq!(pauses, [15, 15, 30, 60, 480, 900, 900, 900]);
 }
 
+#[test]
+fn a_copy_starts_no_backup_and_says_why() {
+    let why = Failure { message: "this is a copy".to_string(), hint: "Make it one.".to_string() };
+    // Beside its original's repository; with one of its own, where not even a stanza is.
+    for there in [true, false] {
+        let mut w = if there { scheduled("0 * * * *") } else { World::unprotected() };
+        let before = if there {
+            w.step(Event::PauseAsked(true));
+            w.pass(HOUR);
+            w.step(Event::PauseAsked(false));
+            w.end_job(End::Killed);
+            w.request(Full);
+            w.jobs.len()
+        } else {
+            0
+        };
+        w.aside = Some(why.clone());
+        w.crash(minutes(1));
+        w.end_look();
+        assert!(w.jobs.values().skip(1).all(|job| job.status == Failed), "{:?}", w.jobs);
+        w.told();
+        w.growth = Some(200 * MB);
+        w.pass(HOUR * 5);
+        assert_eq!(w.told(), [""; 0]);
+        assert!(w.state().next_runs(&w.settings).is_empty());
+        let asked = w.request(Incr);
+        assert_eq!((w.row(asked).status, w.is_running()), (Failed, false));
+        assert_eq!(w.row(asked).message.as_deref(), Some("this is a copy"));
+        assert!(w.jobs.len() > before);
+        // It is a server of its own.
+        w.aside = None;
+        w.crash(minutes(1));
+        w.end_look();
+        let asked = w.request(Full);
+        w.settle();
+        assert_eq!(w.row(asked).status, Succeeded);
+    }
+}
+
 // Pauses.
 
 #[test]

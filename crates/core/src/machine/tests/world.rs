@@ -208,6 +208,8 @@ pub(crate) struct World {
     told: Vec<String>,
     /// Since when a full backup is due after a restore, as the marker says.
     pub(crate) full_due_since: Option<DateTime<Utc>>,
+    /// Why the server takes no backups, if it takes none.
+    pub(crate) aside: Option<Failure>,
 }
 
 impl World {
@@ -242,6 +244,7 @@ impl World {
             highest_id: 0,
             told: Vec::new(),
             full_due_since: None,
+            aside: None,
         };
         world.start();
         world
@@ -294,7 +297,8 @@ impl World {
     /// The worker starts, with what the one before it left.
     fn start(&mut self) {
         self.shutting_down = false;
-        self.state = Some(State::new(OURS, self.memory.clone(), self.now));
+        let state = State::new(OURS, self.memory.clone(), self.now);
+        self.state = Some(state.standing_aside(self.aside.clone()));
         let unfinished = self.jobs.values().filter(|job| !job.status.is_final()).cloned().collect();
         let labels = self.jobs.values().filter_map(|job| job.label.clone()).collect();
         let full_due_since = self.full_due_since;
