@@ -50,7 +50,7 @@ END
     # Two at a time, whatever the machine has: they wait more than they work.
     local -a what=(-p nrt-tests --features containers --test containers)
     cargo test "${when_unwatched[@]}" --no-run "${what[@]}"
-    tests/containers/isolated "$place" \
+    PATH=$tools:$PATH tests/containers/isolated "$place" \
         cargo test "${when_unwatched[@]}" --no-fail-fast "${what[@]}" -- \
         --test-threads="${NRT_TEST_THREADS:-2}" "$@"
 }
