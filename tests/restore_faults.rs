@@ -236,6 +236,25 @@ fn wait_for_replay(place: &Place) {
     wait_until("WAL is replayed", AGAIN, || asked() != first);
 }
 
+#[test]
+fn a_restore_that_is_killed_while_it_replays_goes_on() {
+    let remote = Remote::behind_proxy("replaying", Kind::WebDav);
+    let content = lost_in_many_segments("replaying", &remote);
+    remote.proxy().limit(3_000_000);
+    let remote_arguments = from(&remote);
+    let arguments = [&texts(&remote_arguments)[..], &["--original"]].concat();
+    let place = Place::new("replaying");
+    let mut child = place.begin(&arguments);
+    wait_for_replay(&place);
+    kill(pid(&child), Signal::KILL);
+    child.wait().expect("it is our child");
+    assert!(place.cluster.data().join("postmaster.pid").exists(), "its server was killed, too");
+    remote.proxy().limit(300_000_000);
+    place.restored(&arguments);
+    place.cluster.start();
+    assert_eq!(place.cluster.value(CONTENT), content);
+}
+
 /// Waits until a restore says something.
 fn said(child: &mut Child, words: &str) {
     let mut line = String::new();
@@ -457,6 +476,17 @@ fn what_is_damaged_is_named_and_there_is_a_way_around_it() {
     place.restored(&[&arguments[..], &["--backup", &older]].concat());
     place.cluster.start();
     assert_eq!(place.cluster.value(CONTENT), content);
+    drop(place);
+    // So that it cannot even be unpacked.
+    let mut garbage = before.clone();
+    let middle = garbage.len() / 2;
+    garbage[middle..].fill(0xff);
+    fs::write(&of_newest, &garbage).expect("it is ours");
+    sleep(Duration::from_secs(1));
+    let place = Place::new("garbage");
+    let (code, text) = place.run("restore", &arguments);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains(&name) && text.contains(&way), "{text}");
     drop(place);
     // Mended meanwhile, the same command takes it: what was fetched is not kept.
     let place = Place::new("mended");

@@ -1,7 +1,7 @@
 //! Fills the data directory: fetches the chain of backups, and has pgBackRest restore it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, Utc};
 use nrt_core::pgbackrest::exit;
-use nrt_core::pgbackrest::manifest::{Manifest, Tablespace, stored_at};
+use nrt_core::pgbackrest::manifest::{Manifest, Tablespace, parts, stored_at};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::drill::Phases;
 use nrt_core::restore::plan::plan;
@@ -20,6 +20,8 @@ use super::place::{self, Begun, Existing};
 use super::planning::{Planned, manifest_text};
 use super::progress::Progress;
 use super::server::Programs;
+use super::source::Source;
+use super::wal::{hash_of, unpack};
 use super::waldump::Dump;
 use super::{Run, configuration};
 
@@ -137,6 +139,7 @@ impl Run<'_> {
             targets.extend(place::tablespaces_but(begun, &ids));
             place::move_tablespaces(begun, &targets, now)?;
         }
+        place::forget_killed_server(&self.work, begun);
         planned.source.configure(&into)?;
         let mut words = vec![
             format!("--config={}", self.work.config().display()),
@@ -233,6 +236,10 @@ impl Run<'_> {
             .iter()
             .filter_map(|name| stored_at(&text, label, name))
             .collect();
+        if damaged.is_empty() && is_fault_of_backup(output) {
+            // What cannot even be unpacked pgBackRest does not name.
+            damaged = damaged_objects(source, &text, label);
+        }
         damaged.dedup();
         if damaged.is_empty() {
             return None;
@@ -290,11 +297,56 @@ fn percent_in(line: &str) -> Option<f64> {
     before.rsplit([' ', ',', '(']).next()?.parse().ok()
 }
 
+/// Whether a line tells of something that is no fault of a backup.
+fn is_faultless(line: &str) -> bool {
+    let faultless = ["No space left", "unable to write", "unable to open", "unable to create"];
+    faultless.iter().any(|word| line.contains(word))
+}
+
+/// Whether pgBackRest has failed to unpack something.
+fn is_fault_of_backup(output: &str) -> bool {
+    let packers = ["zst error", "gz error", "lz4 error", "bz2 error", "unexpected eof"];
+    output.lines().any(|line| {
+        !is_faultless(line) && packers.iter().any(|words| line.to_ascii_lowercase().contains(words))
+    })
+}
+
+/// The objects of which something that a backup needs cannot be unpacked, or is not what its
+/// manifest says. Reads all of them.
+fn damaged_objects(source: &Source, manifest: &str, label: &str) -> Vec<String> {
+    if !source.is_plain() {
+        return Vec::new();
+    }
+    let mut damaged: Vec<String> = Vec::new();
+    for part in parts(manifest, label) {
+        if damaged.contains(&part.path) {
+            continue;
+        }
+        let object = source.stored(&format!("backup/{}/{}", source.stanza, part.path));
+        // One that cannot be read, or is gone, is not damaged.
+        let Ok(Some(object)) = object else { continue };
+        let packed = fs::File::open(object).and_then(|mut file| {
+            let mut packed = Vec::new();
+            file.seek(SeekFrom::Start(part.offset))?;
+            file.take(part.stored).read_to_end(&mut packed)?;
+            Ok(packed)
+        });
+        let Ok(packed) = packed else { continue };
+        let is_whole = unpack(&part.extension, &packed, part.size).is_ok_and(|bytes| {
+            bytes.len() as u64 == part.size
+                && part.checksum.as_ref().is_none_or(|known| *known == hash_of(&bytes))
+        });
+        if !is_whole {
+            damaged.push(part.path);
+        }
+    }
+    damaged
+}
+
 /// The files that pgBackRest says it could not restore into a directory, as a manifest names them;
 /// none where that is no fault of the backup.
 fn damaged_files(output: &str, into: &Path) -> Vec<String> {
-    let faultless = ["No space left", "unable to write", "unable to open", "unable to create"];
-    let lines = output.lines().filter(|line| !faultless.iter().any(|word| line.contains(word)));
+    let lines = output.lines().filter(|line| !is_faultless(line));
     let files = lines.filter_map(|line| {
         let (_, rest) = line.split_once("error restoring '")?;
         let path = Path::new(rest.split_once('\'')?.0).strip_prefix(into).ok()?;

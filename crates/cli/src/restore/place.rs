@@ -200,6 +200,21 @@ fn stragglers(work: &Work, data: &Path) -> Vec<u32> {
     numbers.collect()
 }
 
+/// Removes the lock of a server that was killed with an interrupted restore: pgBackRest would take
+/// it for a running one. That none runs was found out before.
+pub(crate) fn forget_killed_server(work: &Work, begun: &Begun) {
+    let lock = begun.directory().join("postmaster.pid");
+    // What was there before this restore pgBackRest may complain about.
+    let is_ours = !begun.delta
+        || fs::read_to_string(&lock).is_ok_and(|text| {
+            let place = work.path().to_string_lossy().into_owned();
+            text.lines().any(|line| line.starts_with(&place) || line.contains("/nrt-"))
+        });
+    if is_ours {
+        let _ = fs::remove_file(lock);
+    }
+}
+
 /// Refuses what must not be written to. Changes nothing.
 pub(crate) fn check(data: &Path, existing: Existing, begun: Option<&Begun>) -> Result<(), Refusal> {
     if runs(data) {

@@ -382,6 +382,11 @@ impl Source {
         Err(Refusal::new(verdict.message, verdict.hint.unwrap_or_default()))
     }
 
+    /// Whether what is stored can be read without pgBackRest.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.is_encrypted && self.place.kind != Kind::Own
+    }
+
     /// A file of the repository as it is stored, on this machine. `None` if it is nowhere.
     pub(crate) fn stored(&self, path: &str) -> Result<Option<PathBuf>, Refusal> {
         let here = self.repository().join(path);

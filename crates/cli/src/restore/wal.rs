@@ -221,8 +221,7 @@ impl Store<'_> {
         if bytes.len() as u64 != size {
             return Err(damaged(&format!("{} bytes instead of {size}", bytes.len())));
         }
-        let hash: String = Sha1::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        if hash_in(path).is_some_and(|named| named != hash) {
+        if hash_in(path).is_some_and(|named| named != hash_of(&bytes)) {
             return Err(damaged("its SHA-1 is not the one in its name"));
         }
         Ok(Some(bytes))
@@ -350,6 +349,11 @@ pub(crate) fn damaged_pieces(source: &Source, shelf: &Shelf) -> Result<Vec<Piece
     Ok(damaged)
 }
 
+/// The SHA-1 of something, as pgBackRest writes it.
+pub(super) fn hash_of(bytes: &[u8]) -> String {
+    Sha1::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The hash that pgBackRest has put into an archived segment's name.
 fn hash_in(path: &str) -> Option<&str> {
     let name = path.rsplit('/').next()?;
@@ -358,7 +362,7 @@ fn hash_in(path: &str) -> Option<&str> {
 }
 
 /// Unpacks what pgBackRest has packed, as the name's end says.
-fn unpack(path: &str, packed: &[u8], size: u64) -> io::Result<Vec<u8>> {
+pub(super) fn unpack(path: &str, packed: &[u8], size: u64) -> io::Result<Vec<u8>> {
     let limit = size + 1;
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     let reader: Box<dyn Read + '_> = match path.rsplit_once('.').map(|(_, end)| end) {

@@ -41,6 +41,24 @@ struct File {
     offset: Option<u64>,
     #[serde(rename = "bims")]
     map_size: Option<u64>,
+    checksum: Option<String>,
+}
+
+/// A file of the cluster as it is stored: an object, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The object, below the stanza's backups.
+    pub path: String,
+    /// Where in it the file begins.
+    pub offset: u64,
+    /// Bytes there.
+    pub stored: u64,
+    /// With what it is packed, as the ending of a name: `.zst`, or nothing.
+    pub extension: String,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Its SHA-1, if the manifest has it.
+    pub checksum: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +106,20 @@ pub fn parse_manifest(text: &str, label: &str) -> Option<Manifest> {
 pub fn stored_at(text: &str, label: &str, name: &str) -> Option<String> {
     let (_, file) = entries::<File>(text, "[target:file]").find(|(known, _)| *known == name)?;
     Storing::of(text).place(name, &file, label).map(|(path, _)| path)
+}
+
+/// What is stored of the files that the backup `label` needs, but for those that are stored block
+/// by block.
+pub fn parts(text: &str, label: &str) -> Vec<Part> {
+    let storing = Storing::of(text);
+    let part = |(name, file): (&str, File)| {
+        let size = file.size.filter(|size| *size > 0 && file.map_size.is_none())?;
+        let stored = file.stored.unwrap_or(size);
+        let (path, end) = storing.place(name, &file, label)?;
+        let (offset, extension) = (end.saturating_sub(stored), storing.extension.clone());
+        Some(Part { path, offset, stored, extension, size, checksum: file.checksum })
+    };
+    entries::<File>(text, "[target:file]").filter_map(part).collect()
 }
 
 /// How a backup stores files.
@@ -169,6 +201,23 @@ pg_data/empty={"size":0,"timestamp":1}
 [target:path:default]
 mode="0700"
 "#;
+
+    #[test]
+    fn knows_where_each_file_is() {
+        let found: Vec<_> = parts(MANIFEST, "20260102-000000F")
+            .into_iter()
+            .map(|it| (it.path, it.offset, it.stored, it.size))
+            .collect();
+        let bundle = "20260102-000000F/bundle/1".to_string();
+        assert_eq!(
+            found,
+            [
+                (bundle.clone(), 10, 5, 3),
+                ("20260101-000000F/pg_data/base/1/1.zst".to_string(), 0, 900, 9000),
+                (bundle, 15, 7, 9),
+            ]
+        );
+    }
 
     #[test]
     fn reads_what_is_needed() {
