@@ -212,14 +212,15 @@ impl Leashed {
         self.input = None;
     }
 
-    /// Ends the program's standard input, and asks the leash to stop the program: SIGTERM to all of it, and SIGKILL to what is left
-    /// after the patience. Asking again changes nothing.
+    /// Asks the leash to stop the program, and ends its standard input: SIGTERM to all of it, and
+    /// SIGKILL to what is left after the patience. Asking again changes nothing.
     pub fn terminate(&mut self) {
-        self.end_input();
+        // In this order: a program that ends by the end of its input was stopped, too.
         if !self.told_to_stop {
             self.signal(Signal::TERM);
         }
         self.told_to_stop = true;
+        self.end_input();
     }
 
     /// Asks the leash to kill the program and all below it, without patience. Asking again
