@@ -39,9 +39,19 @@ struct File {
     bundle: Option<u64>,
     #[serde(rename = "bno")]
     offset: Option<u64>,
-    #[serde(rename = "bims")]
+    /// Only a file that is stored block by block has them; the size of its map is called
+    /// otherwise in each version.
+    #[serde(rename = "bi")]
+    block: Option<u64>,
+    #[serde(rename = "bim", alias = "bims")]
     map_size: Option<u64>,
     checksum: Option<String>,
+}
+
+impl File {
+    fn is_in_blocks(&self) -> bool {
+        self.block.is_some() || self.map_size.is_some()
+    }
 }
 
 /// A file of the cluster as it is stored: an object, or a part of one.
@@ -113,7 +123,7 @@ pub fn stored_at(text: &str, label: &str, name: &str) -> Option<String> {
 pub fn parts(text: &str, label: &str) -> Vec<Part> {
     let storing = Storing::of(text);
     let part = |(name, file): (&str, File)| {
-        let size = file.size.filter(|size| *size > 0 && file.map_size.is_none())?;
+        let size = file.size.filter(|size| *size > 0 && !file.is_in_blocks())?;
         let stored = file.stored.unwrap_or(size);
         let (path, end) = storing.place(name, &file, label)?;
         let (offset, extension) = (end.saturating_sub(stored), storing.extension.clone());
@@ -154,7 +164,7 @@ impl Storing {
         let owner = file.reference.as_deref().unwrap_or(label);
         Some(match file.bundle {
             Some(bundle) => (format!("{owner}/bundle/{bundle}"), file.offset.unwrap_or(0) + stored),
-            None if file.map_size.is_some() => (format!("{owner}/{name}.pgbi"), stored),
+            None if file.is_in_blocks() => (format!("{owner}/{name}.pgbi"), stored),
             None => (format!("{owner}/{name}{}", self.extension), stored),
         })
     }
@@ -195,6 +205,7 @@ postgres={"db-id":5,"db-last-system-id":14000}
 pg_data/PG_VERSION={"bni":1,"bno":10,"checksum":"x","repo-size":5,"size":3,"timestamp":1}
 pg_data/base/1/1={"checksum":"x","reference":"20260101-000000F","repo-size":900,"size":9000,"timestamp":1}
 pg_data/base/1/2={"bi":1,"bims":64,"checksum":"x","repo-size":70,"size":9000,"timestamp":1}
+pg_data/base/1/4={"bi":1,"bim":64,"checksum":"x","repo-size":70,"size":9000,"timestamp":1}
 pg_data/base/1/3={"bni":1,"bno":15,"checksum":"x","repo-size":7,"size":9,"timestamp":1}
 pg_data/empty={"size":0,"timestamp":1}
 
@@ -230,6 +241,7 @@ mode="0700"
                 ("20260101-000000F/pg_data/base/1/1.zst", 900),
                 ("20260102-000000F/bundle/1", 22),
                 ("20260102-000000F/pg_data/base/1/2.pgbi", 70),
+                ("20260102-000000F/pg_data/base/1/4.pgbi", 70),
             ]
         );
         assert_eq!(manifest.data_directory.as_deref(), Some("/pg/data"));
