@@ -28,6 +28,7 @@ part_containers() {
     need podman podman
     need runc runc
     need /usr/lib/podman/netavark netavark
+    need fuse-overlayfs fuse-overlayfs
     need iptables iptables
     need ip iproute2
     need debootstrap debootstrap
