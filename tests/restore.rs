@@ -11,8 +11,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use nrt_core::lsn::Lsn;
-use nrt_tests::{Cluster, Commits, Kind, Remote, Shutdown};
-use offsite::{AGAIN, NAME, all_well, nrt_backup, shipping, wait_for_shipped, words};
+use nrt_tests::{Cluster, Commits, Kind, Remote, Shutdown, wait_until};
+use offsite::{AGAIN, NAME, all_well, nrt_backup, owner_of, shipping, wait_for_shipped, words};
 use restoring::{Place, back_up, from, texts};
 
 #[test]
@@ -208,6 +208,10 @@ fn what_cannot_be_reached_is_refused_and_nothing_is_changed() {
     }
     wait_for_shipped(&cluster);
     let stop = cluster.value("select stop_lsn from nrt.backups");
+    // A sign of life tells how far it has shipped: what is missing before that was there once.
+    let now: Lsn = cluster.value("select pg_current_wal_lsn()").parse().expect("a position");
+    let promised = || owner_of(&remote).shipped.is_some_and(|it| it.flushed >= now);
+    wait_until("it is told off-site how far it reaches", AGAIN, promised);
     cluster.stop(Shutdown::Fast);
     let place = Place::new("untouched");
     let before = place.around();

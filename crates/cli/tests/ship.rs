@@ -485,6 +485,7 @@ fn what_belongs_to_another_cluster_is_never_touched() {
         heartbeat: chrono::DateTime::UNIX_EPOCH,
         unsettled: false,
         complete_until: None,
+        shipped: None,
     };
     let text = serde_json::to_vec(&owner).expect("an owner is JSON");
     world.write(&format!("remote/backups/main/{}", owner::FILE), &text);

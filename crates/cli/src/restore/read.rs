@@ -139,6 +139,7 @@ pub(crate) fn read(
         restore_points,
         next_xids,
         complete_until: owner.as_ref().and_then(|owner| owner.complete_until),
+        shipped: owner.as_ref().and_then(|owner| owner.shipped),
         stored: sizes,
         segment_stored: stored.checked_div(segments).unwrap_or(0),
         tail_stored,

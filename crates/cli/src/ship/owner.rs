@@ -291,13 +291,13 @@ fn write_to(
     unsettled: bool,
 ) -> Result<(), Failure> {
     let now = Utc::now();
-    let (timeline, complete_until) = {
+    let (timeline, complete_until, shipped) = {
         let state = shared.lock();
         let timeline = state.position.map_or(0, |position| position.timeline);
         let is_complete = state.status.phase == Phase::Shipping && state.status.shipped.is_some();
         let until = state.status.behind_since.unwrap_or(now);
         let told = TimeDelta::milliseconds(shared.plan.interval.into()) + UNTOLD;
-        (timeline, is_complete.then(|| until - told))
+        (timeline, is_complete.then(|| until - told), state.status.shipped)
     };
     shared.beats(now);
     let owner = Owner {
@@ -308,6 +308,7 @@ fn write_to(
         heartbeat: now,
         unsettled,
         complete_until,
+        shipped,
     };
     let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
     remote.put(name, &text).map_err(|it| failure("the remote cannot be written", &it))

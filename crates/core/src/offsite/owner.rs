@@ -8,6 +8,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::Position;
+
 /// The file's name on the remote.
 pub const FILE: &str = "owner.json";
 
@@ -31,6 +33,10 @@ pub struct Owner {
     /// to an idle hour needs to know that nothing is missing there.
     #[serde(default)]
     pub complete_until: Option<DateTime<Utc>>,
+    /// How far it had shipped then. What lies behind may arrive in any order: a hole there is no
+    /// loss of what was said to be shipped.
+    #[serde(default)]
+    pub shipped: Option<Position>,
 }
 
 /// What an instance may do.
@@ -89,6 +95,7 @@ mod tests {
             heartbeat: DateTime::UNIX_EPOCH,
             unsettled: false,
             complete_until: None,
+            shipped: None,
         };
         let judge = |found: Option<&Owner>, seconds, taking_over| {
             judge(found, 7, "me", Duration::from_secs(seconds), beat, taking_over)

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use crate::lsn::{Lsn, Segment};
+use crate::offsite::Position;
 use crate::offsite::tail::Coverage;
 use crate::pgbackrest::info::Backup;
 
@@ -42,6 +43,8 @@ pub struct Catalog {
     /// Whatever was committed before this is in `wal`, as shipping or the server itself last
     /// said; `None` where nobody said so.
     pub complete_until: Option<DateTime<Utc>>,
+    /// How far all WAL is there, as shipping last said; `None` where nobody said so.
+    pub shipped: Option<Position>,
     /// Bytes of a backup's own directory, by label; what is not there is not known.
     pub stored: BTreeMap<String, u64>,
     /// Bytes of an archived segment as it is stored, on the average; 0 if there is none.

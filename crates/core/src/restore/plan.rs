@@ -129,7 +129,7 @@ pub fn windows(catalog: &Catalog) -> Vec<Window> {
                 from_lsn: first.stop,
                 to_lsn: island.reach,
                 backups: inside().count() as u64,
-                ends_in_a_gap: field.path.goes_on(island.reach).is_some(),
+                ends_in_a_gap: field.path.gap(island.reach).is_some(),
             };
             // What lies on the way to several timelines is shown once. That is all of one that
             // was not used after it had been left.

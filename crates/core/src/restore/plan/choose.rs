@@ -83,16 +83,16 @@ fn latest<'f, 'a>(
     mut choice: Choice<'f, 'a>,
     up_to_gap: bool,
 ) -> Result<Choice<'f, 'a>, Refusal> {
-    if let Some(goes_on) = field.path.goes_on(choice.end) {
-        if !up_to_gap {
-            return Err(refuse::gap_before_the_latest(field, choice.end, goes_on));
-        }
-        choice.warnings.push(format!(
-            "the WAL from {end} to {goes_on} is missing: whatever was committed from {end} on is \
-             not restored",
-            end = choice.end
-        ));
-    }
+    let end = choice.end;
+    let Some(goes_on) = field.path.goes_on(end) else { return Ok(choice) };
+    let why = match field.path.gap(end) {
+        None => "had not arrived yet when the last of it did",
+        Some(_) if up_to_gap => "is missing",
+        Some(_) => return Err(refuse::gap_before_the_latest(field, end, goes_on)),
+    };
+    choice.warnings.push(format!(
+        "the WAL from {end} to {goes_on} {why}: whatever was committed from {end} on is not restored"
+    ));
     Ok(choice)
 }
 

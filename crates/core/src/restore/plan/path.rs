@@ -109,6 +109,14 @@ impl<'a> Path<'a> {
         known.or(proven.filter(|at| reach < *at))
     }
 
+    /// The same, if what lies between was said to be there. What is on its way arrives in no
+    /// particular order: where the machine vanished meanwhile, there is a hole behind the last
+    /// position that it called shipped, and the end of what can be had is before that.
+    pub(super) fn gap(&self, reach: Lsn) -> Option<Lsn> {
+        let promised = self.catalog.shipped.filter(|it| it.timeline == self.timeline);
+        self.goes_on(reach).filter(|_| promised.is_none_or(|promised| reach < promised.flushed))
+    }
+
     /// The first WAL of a leg that lies behind a position which its WAL does not reach.
     fn next_wal(&self, leg: usize, behind: Lsn) -> Option<Lsn> {
         let size = self.catalog.segment_size;

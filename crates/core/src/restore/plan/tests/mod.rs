@@ -64,6 +64,7 @@ fn empty_catalog() -> Catalog {
         restore_points: Vec::new(),
         next_xids: BTreeMap::new(),
         complete_until: None,
+        shipped: None,
         stored: BTreeMap::new(),
         segment_stored: 0,
         tail_stored: 0,

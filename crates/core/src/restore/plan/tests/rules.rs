@@ -7,6 +7,7 @@ use super::super::super::drill::Phases;
 use super::super::super::target::{Action, Point, Target, Timeline};
 use super::super::{Plan, Recovery, plan, windows};
 use super::*;
+use crate::offsite::Position;
 
 /// Something that happens to a world.
 type Change<'a> = &'a dyn Fn(&mut World);
@@ -335,6 +336,28 @@ fn a_time_is_looked_for_where_it_can_be() {
     let plan = planned(&world, &to(at(1, 9)));
     assert_eq!(plan.recovery, Recovery::End);
     assert!(plan.warnings[0].contains("between the end of the backup and"), "{plan:?}");
+}
+
+#[test]
+fn what_was_on_its_way_when_the_server_vanished_is_no_gap() {
+    let mut world = plain();
+    world.tail(1, quarter(48), quarter(49));
+    let shipped = |number, timeline| Some(Position { timeline, flushed: quarter(number) });
+    let latest = to(Point::Latest);
+    // It was said to be there, and is not; or nobody has said anything of this timeline.
+    for promised in [None, shipped(41, 1), shipped(49, 1), shipped(4, 2)] {
+        world.catalog.shipped = promised;
+        assert!(refused(&world, &latest).starts_with("WAL is missing from"), "{promised:?}");
+    }
+    for promised in [shipped(40, 1), shipped(30, 1)] {
+        world.catalog.shipped = promised;
+        assert_eq!(came_to(&world, &latest), expect("B", Recovery::End, 40));
+        let warnings = planned(&world, &latest).warnings;
+        let words = format!("the WAL from {} to {} had not arrived", quarter(40), quarter(48));
+        assert!(warnings.len() == 1 && warnings[0].starts_with(&words), "{warnings:?}");
+    }
+    // What is asked for by name is refused all the same.
+    assert!(refused(&world, &to(lsn(48))).contains("WAL is missing from"));
 }
 
 #[test]
