@@ -177,7 +177,11 @@ struct Ship {
 
 impl Ship {
     fn tell(&mut self, flushed: Lsn) {
-        let position = Position { timeline: 1, flushed };
+        self.tell_on(1, flushed);
+    }
+
+    fn tell_on(&mut self, timeline: u32, flushed: Lsn) {
+        let position = Position { timeline, flushed };
         let line = serde_json::to_string(&position).expect("a position is JSON") + "\n";
         let input = self.input.as_mut().expect("it is open");
         input.write_all(line.as_bytes()).expect("it is read");
@@ -309,6 +313,30 @@ fn an_archived_segment_takes_the_place_of_its_tail() {
     assert_eq!(fs::read(there).expect("it is there"), b"as pgBackRest packed it");
     let next = Segment { timeline: 1, number: FIRST + 1 };
     assert!(tail.join(next.name(SIZE)).exists(), "the next segment's tail is needed still");
+}
+
+#[test]
+fn nothing_of_a_timeline_is_there_before_its_history() {
+    let world = World::new();
+    let left = at(500);
+    let history = format!("1\t{left}\tno recovery target specified\n");
+    world.write("data/pg_wal/00000002.history", history.as_bytes());
+    let segment = Segment { timeline: 2, number: FIRST };
+    world.write(&format!("data/pg_wal/{}", segment.name(SIZE)), &wal(segment));
+    let of_the_new = || world.pieces().into_iter().any(|(piece, _)| piece.segment.timeline == 2);
+    let mut ship = world.ship();
+    ship.tell(left);
+    world.wait_for(left);
+    ship.tell_on(2, at(800));
+    // The archiver needs a moment.
+    for _ in 0..20 {
+        sleep(Duration::from_millis(100));
+        assert!(!of_the_new(), "who restored this could not follow it");
+    }
+    world.write(&format!("repository/{ARCHIVE}/00000002.history"), history.as_bytes());
+    until("the new timeline is there", of_the_new);
+    let there = world.there().join("repository").join(ARCHIVE).join("00000002.history");
+    assert_eq!(fs::read_to_string(there).expect("it is there"), history);
 }
 
 #[test]

@@ -58,8 +58,12 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, there: &Mutex<Files>) {
             }
         }
         mirror.clear_the_tail();
-        let now = shared.lock().position;
-        let pause = if now == position { PAUSES.1 } else { PAUSES.0 };
+        let (now, waits) = {
+            let state = shared.lock();
+            let waits = state.position.is_some_and(|now| state.lacks_history(now.timeline));
+            (state.position, waits)
+        };
+        let pause = if now == position && !waits { PAUSES.1 } else { PAUSES.0 };
         position = now;
         let until = Instant::now() + pause;
         while !shared.is_over() && Instant::now() < until {
@@ -107,8 +111,11 @@ impl Mirror<'_> {
         let newest = newest_id(self.local.ids());
         let mut missing = Vec::new();
         let mut here = Vec::new();
+        let histories: BTreeSet<u32>;
         {
             let there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = newest.as_ref().and_then(|id| there.get(id));
+            histories = known.into_iter().flatten().filter_map(|name| history_of(name)).collect();
             for (directory, names) in self.local.changed() {
                 let ours =
                     newest.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/")));
@@ -130,6 +137,7 @@ impl Mirror<'_> {
             for segment in here {
                 state.archived_here.archive(segment);
             }
+            state.histories.extend(histories);
         });
         let root = root.to_string_lossy();
         for round in missing.chunks(ROUND) {
@@ -166,9 +174,12 @@ impl Mirror<'_> {
                 match remote.send(root, &file, &path, mode) {
                     Ok(()) => {
                         sent.push((directory.clone(), name.clone()));
-                        if let Some(segment) = segment {
-                            shared.change(|state| state.coverage.archive(*segment));
-                        }
+                        shared.change(|state| {
+                            if let Some(segment) = segment {
+                                state.coverage.archive(*segment);
+                            }
+                            state.histories.extend(history_of(name));
+                        });
                     }
                     // Expired meanwhile. The remote, too, may miss something.
                     Err(_) if !Path::new(root).join(&file).exists() => {}
@@ -300,6 +311,12 @@ pub(crate) fn is_archived_file(directory: &str, name: &str) -> bool {
     }
 }
 
+/// The timeline whose history a file of the archive tells.
+fn history_of(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".history").filter(|it| it.len() == 8)?;
+    u32::from_str_radix(digits, 16).ok()
+}
+
 /// The segment that a file of the archive holds: `<segment>-<hash>`, packed or not. Not a partial
 /// one, nor a backup's history.
 pub(crate) fn segment_of(name: &str, segment_size: u64) -> Option<Segment> {
@@ -332,6 +349,8 @@ mod tests {
         assert!(is_archived_file(group, &partial));
         assert_eq!(segment_of(&partial, 16 << 20), None);
         assert!(is_archived_file("15-1", "00000002.history"));
+        assert_eq!(history_of("0000001F.history"), Some(31));
+        assert_eq!(history_of("000000010000000000000003.00000028.backup"), None);
         assert!(!is_archived_file("15-1", "0000000100000000"));
         assert!(!is_archived_file(group, ".new-x"));
     }

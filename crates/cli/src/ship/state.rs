@@ -1,6 +1,6 @@
 //! Holds what the threads of shipping share, and shows it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,9 @@ pub(crate) struct Shared {
     pub(crate) over: AtomicBool,
 }
 
+/// How long the tail of a new timeline waits for its history file.
+const HISTORY: Duration = Duration::from_secs(60);
+
 /// What they know.
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -53,6 +56,10 @@ pub(crate) struct State {
     begin: Option<Position>,
     /// What of the WAL is on the remote.
     pub(crate) coverage: Coverage,
+    /// The timelines whose history files are on the remote.
+    pub(crate) histories: BTreeSet<u32>,
+    /// Since when the server writes this timeline.
+    timeline_since: Option<Instant>,
     /// Segments that are archived in the local repository.
     pub(crate) archived_here: Coverage,
     /// Where the restore of each backup in the repository begins.
@@ -112,6 +119,14 @@ impl State {
         Some(Segment::of(timeline, *left_at, segment_size).start(segment_size))
     }
 
+    /// Whether a timeline's history file is still to come to the remote, without which nobody can
+    /// follow its WAL there. The archiver brings it first of all; it is not waited for without end.
+    pub(crate) fn lacks_history(&self, timeline: u32) -> bool {
+        timeline > 1
+            && !self.histories.contains(&timeline)
+            && self.timeline_since.is_none_or(|since| since.elapsed() < HISTORY)
+    }
+
     /// Whether the WAL was known to be at a position so long ago.
     pub(crate) fn heard_before(&self, position: Position, age: Duration) -> bool {
         let there = |heard: &Position| {
@@ -127,6 +142,7 @@ impl State {
     fn hear(&mut self, position: Position, plan: &Plan) {
         if self.history.0 != position.timeline {
             self.history = (position.timeline, history(plan, position.timeline));
+            self.timeline_since = Some(Instant::now());
             // Until a backup leads to the new timeline, shipping begins where that does.
             let begin = self.history.1.last().map_or(position.flushed, |(_, left_at)| *left_at);
             self.begin = Some(first_of(position.timeline, begin, plan.segment_size));

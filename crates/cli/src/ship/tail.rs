@@ -92,6 +92,9 @@ fn next_batch(shared: &Shared, archiver: Duration) -> Vec<Parcel> {
     }
     let Some(Position { timeline, flushed: begin }) = state.next(size) else { return Vec::new() };
     let Some(limit) = state.limit(timeline, size) else { return Vec::new() };
+    if state.lacks_history(timeline) && !archiver.is_zero() {
+        return Vec::new();
+    }
     let far_behind = limit.since(begin) > BEHIND * size;
     let mut batch: Vec<Parcel> = Vec::new();
     let mut at = begin;
