@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, Utc};
 use nrt_core::pgbackrest::exit;
-use nrt_core::pgbackrest::manifest::{Manifest, Tablespace, parts, stored_at};
+use nrt_core::pgbackrest::manifest::{Manifest, Part, Tablespace, parse_manifest, parts};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::drill::Phases;
 use nrt_core::restore::plan::plan;
@@ -193,7 +193,8 @@ impl Run<'_> {
         if !status.success() {
             use std::os::unix::process::ExitStatusExt;
             let verdict = exit::judge(status.code(), status.signal(), &output);
-            let older = self.instead_of_damaged(planned, &into, &output).unwrap_or_default();
+            let older =
+                self.instead_of_damaged(planned, &into, &output, verdict.name).unwrap_or_default();
             return Err(Refusal::new(
                 format!(
                     "pgBackRest could not restore {}: {}",
@@ -230,18 +231,34 @@ impl Run<'_> {
         planned: &Planned,
         into: &Path,
         output: &str,
+        error: &str,
     ) -> Option<String> {
         let (source, stanza) = (&planned.source, &planned.source.stanza);
         let label = &planned.plan.backup;
         let text = manifest_text(source, label).ok()??;
         let text = String::from_utf8_lossy(&text);
-        let mut damaged: Vec<String> = damaged_files(output, into)
-            .iter()
-            .filter_map(|name| stored_at(&text, label, name))
-            .collect();
-        if damaged.is_empty() && is_fault_of_backup(output) {
+        let mut suspects = parts(&text, label);
+        let manifest = parse_manifest(&text, label)?;
+        for earlier in planned.plan.chain.iter().filter(|earlier| *earlier != label) {
+            if let Ok(Some(text)) = manifest_text(source, earlier) {
+                suspects.extend(manifest.blocks_of(&String::from_utf8_lossy(&text), earlier));
+            }
+        }
+        let files = damaged_files(output, into);
+        let mut damaged: Vec<String> = Vec::new();
+        for file in &files {
+            let of_file: Vec<&Part> = suspects.iter().filter(|it| it.name == *file).collect();
+            let found = if of_file.len() > 1 { damaged_objects(source, &of_file) } else { vec![] };
+            match of_file.first() {
+                // What belongs to the backup itself comes first.
+                Some(part) if found.is_empty() => damaged.push(part.path.clone()),
+                _ => damaged.extend(found),
+            }
+        }
+        let is_fault = ["checksum", "format"].contains(&error) || is_fault_of_backup(output);
+        if damaged.is_empty() && is_fault {
             // What cannot even be unpacked pgBackRest does not name.
-            damaged = damaged_objects(source, &text, label);
+            damaged = damaged_objects(source, &suspects.iter().collect::<Vec<_>>());
         }
         damaged.dedup();
         if damaged.is_empty() {
@@ -338,36 +355,40 @@ fn is_fault_of_backup(output: &str) -> bool {
     })
 }
 
-/// The objects of which something that a backup needs cannot be unpacked, or is not what its
-/// manifest says. Reads all of them.
-fn damaged_objects(source: &Source, manifest: &str, label: &str) -> Vec<String> {
-    if !source.is_plain() {
-        return Vec::new();
-    }
+/// The objects that hold something that cannot be unpacked, or is not what its manifest says. Reads
+/// all of them.
+fn damaged_objects(source: &Source, suspects: &[&Part]) -> Vec<String> {
     let mut damaged: Vec<String> = Vec::new();
-    for part in parts(manifest, label) {
-        if damaged.contains(&part.path) {
-            continue;
-        }
-        let object = source.stored(&format!("backup/{}/{}", source.stanza, part.path));
-        // One that cannot be read, or is gone, is not damaged.
-        let Ok(Some(object)) = object else { continue };
-        let packed = fs::File::open(object).and_then(|mut file| {
-            let mut packed = Vec::new();
-            file.seek(SeekFrom::Start(part.offset))?;
-            file.take(part.stored).read_to_end(&mut packed)?;
-            Ok(packed)
-        });
-        let Ok(packed) = packed else { continue };
-        let is_whole = unpack(&part.extension, &packed, part.size).is_ok_and(|bytes| {
-            bytes.len() as u64 == part.size
-                && part.checksum.as_ref().is_none_or(|known| *known == hash_of(&bytes))
-        });
-        if !is_whole {
-            damaged.push(part.path);
+    if !source.is_plain() {
+        return damaged;
+    }
+    for part in suspects {
+        if !damaged.contains(&part.path) && is_damaged(source, part) == Some(true) {
+            damaged.push(part.path.clone());
         }
     }
     damaged
+}
+
+/// `None` if that cannot be told.
+fn is_damaged(source: &Source, part: &Part) -> Option<bool> {
+    let object = source.stored(&format!("backup/{}/{}", source.stanza, part.path)).ok()??;
+    // One that cannot be read, or is gone, is not damaged.
+    let mut file = fs::File::open(object).ok()?;
+    let mut packed = Vec::new();
+    file.seek(SeekFrom::Start(part.offset)).ok()?;
+    file.take(part.stored).read_to_end(&mut packed).ok()?;
+    if let Some(known) = &part.stored_checksum {
+        return Some(*known != hash_of(&packed));
+    }
+    if part.is_in_blocks {
+        return None;
+    }
+    let is_whole = unpack(&part.extension, &packed, part.size).is_ok_and(|bytes| {
+        bytes.len() as u64 == part.size
+            && part.checksum.as_ref().is_none_or(|known| *known == hash_of(&bytes))
+    });
+    Some(!is_whole)
 }
 
 /// The files that pgBackRest says it could not restore into a directory, as a manifest names them;

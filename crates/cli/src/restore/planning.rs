@@ -89,7 +89,15 @@ pub(crate) fn make_plan(
     for _ in 0..CHOICES {
         let mut chosen = plan(&catalog, target, &mut dump, Utc::now(), rates)?;
         chosen.warnings.extend(damaged.clone());
-        let manifest = manifest_of(&source, &chosen.backup)?;
+        let mut manifest = manifest_of(&source, &chosen.backup)?;
+        if let Some(manifest) = manifest.as_mut().filter(|it| !it.in_blocks.is_empty()) {
+            for label in chosen.chain.iter().filter(|label| **label != chosen.backup) {
+                // pgBackRest does not need the manifests of those.
+                if let Some(text) = manifest_text(&source, label)? {
+                    manifest.need_blocks_of(&String::from_utf8_lossy(&text), label);
+                }
+            }
+        }
         let missing = match &manifest {
             Some(manifest) => missing_of(&source, manifest)?,
             None => Some(format!("its manifest at {} cannot be read", source.name())),

@@ -16,6 +16,9 @@ pub struct Manifest {
     /// The files that hold what is needed, below the stanza's backups, and the bytes that each has
     /// at least.
     pub needed: BTreeMap<String, u64>,
+    /// The files that are stored block by block, and the backup that each is stored with: blocks
+    /// that had not changed since are stored with backups before it.
+    pub in_blocks: BTreeMap<String, String>,
 }
 
 /// A tablespace of the cluster.
@@ -39,24 +42,21 @@ struct File {
     bundle: Option<u64>,
     #[serde(rename = "bno")]
     offset: Option<u64>,
-    /// Only a file that is stored block by block has them; the size of its map is called
-    /// otherwise in each version.
+    /// Only a file that is stored block by block has it. What is stored of it ends with a map of
+    /// the blocks, which counts for its stored size.
     #[serde(rename = "bi")]
     block: Option<u64>,
-    #[serde(rename = "bim", alias = "bims")]
-    map_size: Option<u64>,
     checksum: Option<String>,
-}
-
-impl File {
-    fn is_in_blocks(&self) -> bool {
-        self.block.is_some() || self.map_size.is_some()
-    }
+    /// Not in old versions.
+    #[serde(rename = "rck")]
+    stored_checksum: Option<String>,
 }
 
 /// A file of the cluster as it is stored: an object, or a part of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
+    /// The file, as a manifest has it.
+    pub name: String,
     /// The object, below the stanza's backups.
     pub path: String,
     /// Where in it the file begins.
@@ -69,6 +69,10 @@ pub struct Part {
     pub size: u64,
     /// Its SHA-1, if the manifest has it.
     pub checksum: Option<String>,
+    /// The SHA-1 of what is stored, if the manifest has it.
+    pub stored_checksum: Option<String>,
+    /// Whether it is stored block by block: not as a whole, and not to be unpacked as one.
+    pub is_in_blocks: bool,
 }
 
 #[derive(Deserialize)]
@@ -107,27 +111,60 @@ pub fn parse_manifest(text: &str, label: &str) -> Option<Manifest> {
         let Some((path, least)) = stored.place(name, &file, label) else { continue };
         let known = manifest.needed.entry(path).or_default();
         *known = least.max(*known);
+        if file.block.is_some() {
+            let owner = file.reference.as_deref().unwrap_or(label);
+            manifest.in_blocks.insert(name.to_string(), owner.to_string());
+        }
     }
     Some(manifest)
 }
 
-/// Where a file of the cluster is stored, below the stanza's backups: `name` as a manifest has it,
-/// `pg_data/base/1/1`. `None` if the manifest of the backup `label` does not know it.
-pub fn stored_at(text: &str, label: &str, name: &str) -> Option<String> {
-    let (_, file) = entries::<File>(text, "[target:file]").find(|(known, _)| *known == name)?;
-    Storing::of(text).place(name, &file, label).map(|(path, _)| path)
+impl Manifest {
+    /// Needs the blocks, too, that may be stored with an earlier backup of the chain, of which this
+    /// is the manifest. Which they are only the maps of the blocks say, so this is all that may be.
+    pub fn need_blocks_of(&mut self, text: &str, label: &str) {
+        for part in self.blocks_of(text, label) {
+            let known = self.needed.entry(part.path).or_default();
+            *known = (part.offset + part.stored).max(*known);
+        }
+    }
+
+    /// Where an earlier backup of the chain has blocks of files that this one needs.
+    pub fn blocks_of(&self, text: &str, label: &str) -> Vec<Part> {
+        let mut found = parts(text, label);
+        let own = format!("{label}/");
+        found.retain(|part| {
+            // Labels of a chain are in the order of time.
+            let is_later = |owner: &String| owner.as_str() > label;
+            part.is_in_blocks
+                && part.path.starts_with(&own)
+                && self.in_blocks.get(&part.name).is_some_and(is_later)
+        });
+        found
+    }
 }
 
-/// What is stored of the files that the backup `label` needs, but for those that are stored block
-/// by block.
+/// What is stored of the files that the backup `label` needs.
 pub fn parts(text: &str, label: &str) -> Vec<Part> {
     let storing = Storing::of(text);
     let part = |(name, file): (&str, File)| {
-        let size = file.size.filter(|size| *size > 0 && !file.is_in_blocks())?;
+        let size = file.size.filter(|size| *size > 0)?;
         let stored = file.stored.unwrap_or(size);
         let (path, end) = storing.place(name, &file, label)?;
+        let (name, is_in_blocks) = (name.to_string(), file.block.is_some());
         let (offset, extension) = (end.saturating_sub(stored), storing.extension.clone());
-        Some(Part { path, offset, stored, extension, size, checksum: file.checksum })
+        let File { checksum, stored_checksum, .. } = file;
+        Some(Part {
+            name,
+            path,
+            offset,
+            stored,
+            extension,
+            size,
+            checksum,
+            stored_checksum,
+            is_in_blocks,
+        })
     };
     entries::<File>(text, "[target:file]").filter_map(part).collect()
 }
@@ -164,7 +201,7 @@ impl Storing {
         let owner = file.reference.as_deref().unwrap_or(label);
         Some(match file.bundle {
             Some(bundle) => (format!("{owner}/bundle/{bundle}"), file.offset.unwrap_or(0) + stored),
-            None if file.is_in_blocks() => (format!("{owner}/{name}.pgbi"), stored),
+            None if file.block.is_some() => (format!("{owner}/{name}.pgbi"), stored),
             None => (format!("{owner}/{name}{}", self.extension), stored),
         })
     }
@@ -204,8 +241,7 @@ postgres={"db-id":5,"db-last-system-id":14000}
 [target:file]
 pg_data/PG_VERSION={"bni":1,"bno":10,"checksum":"x","repo-size":5,"size":3,"timestamp":1}
 pg_data/base/1/1={"checksum":"x","reference":"20260101-000000F","repo-size":900,"size":9000,"timestamp":1}
-pg_data/base/1/2={"bi":1,"bims":64,"checksum":"x","repo-size":70,"size":9000,"timestamp":1}
-pg_data/base/1/4={"bi":1,"bim":64,"checksum":"x","repo-size":70,"size":9000,"timestamp":1}
+pg_data/base/1/2={"bi":1,"bim":64,"checksum":"x","repo-size":70,"size":9000,"timestamp":1}
 pg_data/base/1/3={"bni":1,"bno":15,"checksum":"x","repo-size":7,"size":9,"timestamp":1}
 pg_data/empty={"size":0,"timestamp":1}
 
@@ -225,6 +261,7 @@ mode="0700"
             [
                 (bundle.clone(), 10, 5, 3),
                 ("20260101-000000F/pg_data/base/1/1.zst".to_string(), 0, 900, 9000),
+                ("20260102-000000F/pg_data/base/1/2.pgbi".to_string(), 0, 70, 9000),
                 (bundle, 15, 7, 9),
             ]
         );
@@ -241,19 +278,52 @@ mode="0700"
                 ("20260101-000000F/pg_data/base/1/1.zst", 900),
                 ("20260102-000000F/bundle/1", 22),
                 ("20260102-000000F/pg_data/base/1/2.pgbi", 70),
-                ("20260102-000000F/pg_data/base/1/4.pgbi", 70),
             ]
         );
         assert_eq!(manifest.data_directory.as_deref(), Some("/pg/data"));
         let [fast] = &manifest.tablespaces[..] else { panic!("{:?}", manifest.tablespaces) };
         assert_eq!((&*fast.id, &*fast.name, &*fast.path), ("16400", "fast", "/ts/fast"));
         assert!(manifest.databases.iter().eq(["app", "postgres"]));
-        let stored = |name| stored_at(MANIFEST, "20260102-000000F", name);
-        assert_eq!(stored("pg_data/base/1/3").as_deref(), Some("20260102-000000F/bundle/1"));
-        let earlier = "20260101-000000F/pg_data/base/1/1.zst";
-        assert_eq!(stored("pg_data/base/1/1").as_deref(), Some(earlier));
-        assert_eq!(stored("pg_data/base/1/9"), None);
         let cut = MANIFEST.split("[target:path").next().unwrap_or_default();
         assert_eq!(parse_manifest(cut, "x"), None);
+    }
+
+    const FULL: &str = include_str!("../../fixtures/manifest/full.txt");
+    const DIFF: &str = include_str!("../../fixtures/manifest/diff.txt");
+    const INCR: &str = include_str!("../../fixtures/manifest/incr.txt");
+
+    #[test]
+    fn needs_the_blocks_of_earlier_backups() {
+        let (full, diff) = ("20261123-032420F", "20261123-032420F_20261123-032424D");
+        let incr = "20261123-032420F_20261123-032426I";
+        let mut manifest = parse_manifest(INCR, incr).expect("whole");
+        let file = |label: &str, file: &str| format!("{label}/{file}");
+        let changed = "pg_data/base/5/16384.pgbi";
+        // Its own are what the manifest itself says; 16394 has never changed, 16389 with the diff.
+        let expected = BTreeMap::from([
+            (file(incr, "pg_data/backup_label.zst"), 188),
+            (file(incr, changed), 11_935),
+            (file(diff, "bundle/1"), 23 + 51_202),
+            (file(full, "bundle/1"), 2_519_142 + 12),
+            (file(full, "bundle/2"), 215_994 + 262_152),
+        ]);
+        assert_eq!(manifest.needed, expected);
+        // Those of 16384 are spread over all; of 16389, which the diff has, over two.
+        manifest.need_blocks_of(DIFF, diff);
+        manifest.need_blocks_of(FULL, full);
+        let mut expected = expected;
+        expected.insert(file(diff, changed), 1_532_285);
+        expected.insert(file(full, changed), 1_577_641);
+        expected.insert(file(full, "bundle/2"), 478_203 + 51_409);
+        assert_eq!(manifest.needed, expected);
+        let names = |text, label| -> Vec<String> {
+            manifest.blocks_of(text, label).into_iter().map(|part| part.name).collect()
+        };
+        assert_eq!(names(DIFF, diff), ["pg_data/base/5/16384"]);
+        assert_eq!(names(FULL, full), ["pg_data/base/5/16384", "pg_data/base/5/16389"]);
+        let all = parts(INCR, incr);
+        let of = |name: &str| all.iter().find(|part| part.name == name).expect("it is known");
+        let stored = "b4849c3f2758279416356df3f720cc5ea5e2151e";
+        assert_eq!(of("pg_data/base/5/16384").stored_checksum.as_deref(), Some(stored));
     }
 }
