@@ -179,6 +179,12 @@ impl Work {
         self.remove_elsewhere();
         let here = self.0.join("socket");
         if here.as_os_str().len() <= LONGEST_SOCKET_DIRECTORY {
+            // A killed server has left its lock there, and PostgreSQL believes it as long as the
+            // process has a number: also when it has ended and nobody has waited for it.
+            match fs::remove_dir_all(&here) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
             DirBuilder::new().mode(0o700).recursive(true).create(&here)?;
             return Ok(here);
         }
