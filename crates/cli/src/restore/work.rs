@@ -230,4 +230,15 @@ mod tests {
         assert_eq!(mode & 0o777, 0o700);
         Work::make(work.path()).expect("it is there already");
     }
+
+    #[test]
+    fn a_socket_of_a_killed_server_is_gone() {
+        let root = tempfile::tempdir().expect("a directory");
+        let work = Work::make(&root.path().join("work")).expect("made");
+        let socket = work.socket().expect("made");
+        let lock = socket.join(".s.PGSQL.5432.lock");
+        fs::write(&lock, "1\n").expect("written");
+        assert_eq!(work.socket().expect("made"), socket);
+        assert!(socket.is_dir() && !lock.exists());
+    }
 }
