@@ -48,12 +48,18 @@ END
     cargo fetch --quiet --locked
     NRT_CONTAINERS_NETWORK=host tests/containers/isolated "$place" \
         tests/containers/images.sh "$place"
-    # Two at a time, whatever the machine has: they wait more than they work.
-    local -a what=(-p nrt-tests --features containers --test containers)
-    cargo test "${when_unwatched[@]}" --no-run "${what[@]}"
-    PATH=$tools:$PATH tests/containers/isolated "$place" \
-        cargo test "${when_unwatched[@]}" --no-fail-fast "${what[@]}" -- \
-        --test-threads="${NRT_TEST_THREADS:-2}" "$@"
+    local -a what=(-p nrt-tests --features containers --no-fail-fast)
+    cargo test "${when_unwatched[@]}" --no-run "${what[@]}" --test containers --test readme
+    # Two at a time, whatever the machine has: they wait more than they work. What the README says
+    # is done one after the other: it has names and ports of its own.
+    local status=0
+    PATH=$PATH:$tools tests/containers/isolated "$place" \
+        cargo test "${when_unwatched[@]}" "${what[@]}" --test containers -- \
+        --test-threads="${NRT_TEST_THREADS:-2}" "$@" || status=$?
+    PATH=$PATH:$tools tests/containers/isolated "$place" \
+        cargo test "${when_unwatched[@]}" "${what[@]}" --test readme -- --test-threads=1 "$@" ||
+        status=$?
+    return "$status"
 }
 
 # Runs a container on this machine's own files, and tells why that cannot be done.
