@@ -103,6 +103,8 @@ fn a_lost_server_is_back_with_one_command() {
     server.wait_for("select shipping from nrt.status", "shipping", SOON);
     server.wait_until_shipped();
     server.wait_until_healthy(SOON);
+    let ready = server.says(&["nrt-backup", "recovery", "prepare"]);
+    assert!(ready.contains("ready"), "it could be lost again: {ready}");
 
     // Nothing is restored a second time, with the same variables as before.
     let system = server.value("select timeline_id from pg_control_checkpoint()");

@@ -214,7 +214,12 @@ impl Private {
         set("log_connections", "off");
         set("hot_standby", "on");
         set("primary_conninfo", "");
-        // What is written here is archived by the server that starts afterwards.
+        // What is written here is archived by the server that starts afterwards: the history of its
+        // new timeline, too, of which PostgreSQL takes note only where archiving is on. What makes
+        // it so, there, may not be in the configuration: a container's command line has it.
+        if programs.setting(data, config, "wal_level").is_none_or(|it| it != "minimal") {
+            set("archive_mode", "on");
+        }
         set("archive_command", "");
         set("archive_library", "");
         // They may clean, or tell of, what is the original's.

@@ -175,7 +175,12 @@ impl State {
 
     /// Brings the status up to date.
     fn refresh(&mut self, segment_size: u64) {
-        let shipped = self.shipped(segment_size);
+        // Nobody can follow WAL without its history.
+        let can_follow = |it: &Position| it.timeline <= 1 || self.histories.contains(&it.timeline);
+        let shipped = match self.shipped(segment_size) {
+            Some(reached) if !can_follow(&reached) => self.status.shipped.filter(can_follow),
+            reached => reached,
+        };
         if let Some(shipped) = shipped {
             let there = |heard: &Position| {
                 heard.timeline < shipped.timeline
