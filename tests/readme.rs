@@ -131,7 +131,9 @@ impl Host {
             "docker rm --force --volumes --time 20 --ignore {}",
             containers.join(" ")
         ));
-        self.good(&format!("docker volume rm --force {}", volumes.join(" ")));
+        if !volumes.is_empty() {
+            self.good(&format!("docker volume rm --force {}", volumes.join(" ")));
+        }
     }
 
     /// An empty store that speaks S3.
