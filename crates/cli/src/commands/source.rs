@@ -118,6 +118,10 @@ impl From {
         if self.pgbackrest_config.is_some() {
             return Ok(place(Kind::Own));
         }
+        // What a container was given as a file, before there is a server that knows more.
+        if Path::new(container::RCLONE_CONFIG).exists() {
+            return Ok(place(self.remote(container::RCLONE_CONFIG)?));
+        }
         Err(Refusal::new(
             "it is not said where the backups are",
             "Name rclone's configuration (--rclone-config FILE, or RCLONE_CONF_BASE64 in the \
@@ -133,9 +137,7 @@ impl From {
             return Ok(Some(whole.to_string_lossy().into_owned()));
         }
         let Some(encoded) = env::var("RCLONE_CONF_BASE64").ok().filter(|it| !it.is_empty()) else {
-            // What a container was given as a file.
-            let of_container = Path::new(container::RCLONE_CONFIG);
-            return Ok(of_container.exists().then(|| container::RCLONE_CONFIG.to_string()));
+            return Ok(None);
         };
         let text = encoded::decode(&encoded)?;
         let path = work.path().join(layout::RCLONE_CONFIG);
