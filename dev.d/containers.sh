@@ -32,7 +32,10 @@ part_containers() {
     need iptables iptables
     need ip iproute2
     need debootstrap debootstrap
+    # Containers find each other by name.
+    need /usr/lib/podman/aardvark-dns aardvark-dns
     install_missing
+    need_python_tools
     if ! why=$(containers_run_here "$place"); then
         cat <<END
 

@@ -11,7 +11,7 @@ run_part() {
     local part=$1 log status begin=$SECONDS
     shift
     declare -F "part_$part" >/dev/null || die "unknown part \"$part\"" \
-        "The parts are unit, documents, server, schema, sql and e2e."
+        "The parts are unit, documents, server, schema, sql, e2e and containers."
     say "$part"
     log=$(mktemp)
     # The part needs a shell of its own: on the left of || or in an if, set -e would be off in it.

@@ -19,6 +19,8 @@ const IMAGE: (&str, &str) = ("ghcr.io/nrt-backup/nrt_backup:17", "localhost/nrt_
 const TIME: &str = "2026-11-22 14:30:00+08";
 /// The README's volumes.
 const VOLUMES: [&str; 3] = ["data", "repository", "logs"];
+/// What compose.yaml has beside the server.
+const STORE_IMAGE: &str = "docker.io/rclone/rclone:1.71.0";
 /// Where the store of the README's remote listens.
 const STORE: &str = "10.88.0.200";
 /// How long something may take that is not timed here.
@@ -53,7 +55,23 @@ impl Host {
         fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).expect("changed");
         let host = Host { directory, containers };
         host.good(&format!("docker tag {} {}", IMAGE.1, IMAGE.0));
+        host.make_store();
         host
+    }
+
+    /// Makes the image that compose.yaml takes for its store, out of what is here.
+    fn make_store(&self) {
+        let context = self.path("store");
+        fs::create_dir(&context).expect("made");
+        let server = env!("CARGO_BIN_EXE_s3server");
+        fs::copy(server, context.join("s3server")).expect("copied");
+        let files = repository().join("tests/containers");
+        fs::copy(files.join("store.sh"), context.join("store.sh")).expect("copied");
+        let file = files.join("store.Containerfile");
+        self.good(&format!(
+            "docker build --quiet --tag {STORE_IMAGE} --file {} store",
+            file.display()
+        ));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -141,7 +159,7 @@ impl Host {
         self.remove(&["store"], &["stored"]);
         self.good(&format!(
             "docker run -d --name store --network podman --ip {STORE} -v stored:/data \
-             docker.io/rclone/rclone:1.71.0 serve s3 --addr :9000 --auth-key reader,secret /data"
+             {STORE_IMAGE} serve s3 --addr :9000 --auth-key reader,secret /data"
         ));
         let conf = format!(
             "[s3]\ntype = s3\nprovider = Other\nendpoint = http://{STORE}:9000\n\
@@ -374,14 +392,17 @@ fn compose_up_and_a_recovery_beside_it() {
         });
         let _end = Beats(&beats);
         compose(up);
-        let database = compose("docker compose ps -q db").trim().to_string();
-        let database = database.lines().last().unwrap_or_default();
+        // By what both kinds of compose note down.
+        let of = |service: &str| {
+            let label = format!("label=com.docker.compose.service={service}");
+            host.good(&format!("docker ps --quiet --filter {label} 2>/dev/null")).trim().to_string()
+        };
+        let database = &of("db");
         host.wait(&format!("docker exec {database} nrt-backup health"));
         host.value(database, "CREATE TABLE kept AS SELECT generate_series(1, 100) AS number");
         host.wait_for_remote(database);
         compose(recovery);
-        let recovered = compose("docker compose --profile recovery ps -q recovery");
-        let recovered = recovered.trim().lines().last().unwrap_or_default();
+        let recovered = &of("recovery");
         host.wait(&format!("docker exec {recovered} psql -U postgres -c 'TABLE kept'"));
         assert_eq!(host.value(recovered, "SELECT count(*) FROM kept"), "100");
         assert_eq!(host.value(database, "SELECT count(*) FROM kept"), "100");

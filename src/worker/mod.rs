@@ -32,6 +32,7 @@ use crate::postgres::{self, wal};
 use crate::shared::{Activity, Paused, Present, RunningJob, serve};
 use crate::state_directory::{self, Journal};
 use crate::worker::drill::{Circumstances, Drills};
+use crate::worker::request::{CommandLine, TICKET};
 use crate::{archiving, report, settings};
 
 /// How long the postmaster waits before it starts the worker again after an error.

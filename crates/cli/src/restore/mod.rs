@@ -103,6 +103,8 @@ pub(crate) struct Request {
     pub(crate) is_copy: Option<bool>,
     /// Settings of the server while it recovers, whatever its configuration says.
     pub(crate) settings: Vec<(&'static str, String)>,
+    /// The restored server's repository; what its configuration says, if absent.
+    pub(crate) repository: Option<PathBuf>,
     /// The original's data directory, if it is known to live on this machine. Otherwise the
     /// backup's own is looked at.
     pub(crate) original: Option<PathBuf>,

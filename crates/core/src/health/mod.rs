@@ -82,8 +82,7 @@ impl Archiving {
         let copy = self.copy.as_ref().filter(|_| !self.mode_on)?;
         Some(Failure {
             message: format!(
-                "this is a copy that was restored from {} at {}: it archives nothing and is not \
-                 backed up",
+                "{COPY}{} at {}: it archives nothing and is not backed up",
                 copy.source,
                 moment(copy.at)
             ),
