@@ -215,7 +215,11 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     if shared.stop.load(Ordering::Relaxed) {
         // The others may be in the middle of something long, and nothing of it is lost: they end
         // with the process.
-        farewell(shared, &remote);
+        let [tail, ..] = threads;
+        let begin = Instant::now();
+        while shared.is_ending() && !tail.is_finished() && begin.elapsed() < FAREWELL {
+            thread::sleep(Duration::from_millis(10));
+        }
         return Ok(());
     }
     for thread in threads {
@@ -243,18 +247,6 @@ fn start(
         thread::spawn(move || mirror::run(&for_mirror.0, &for_mirror.1, there, &files)),
         thread::spawn(move || owner::run(&for_owner.0, &for_owner.1, &me)),
     ]
-}
-
-/// Ships what is left, as far as there is time.
-fn farewell(shared: &Arc<Shared>, remote: &Arc<Remote>) {
-    if shared.lock().status.phase == Phase::Shipping {
-        let (shared, remote) = (Arc::clone(shared), Arc::clone(remote));
-        let shipment = thread::spawn(move || tail::finish(&shared, &remote));
-        let begin = Instant::now();
-        while !shipment.is_finished() && begin.elapsed() < FAREWELL {
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 /// Waits for a program's end; kills it when the session is over before.

@@ -366,15 +366,26 @@ impl Shared {
         self.over.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed)
     }
 
+    /// Whether the server is about to end and the remote takes what is left.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) && self.lock().status.phase == Phase::Shipping
+    }
+
     /// Ends the session.
     pub(crate) fn end_session(&self) {
-        self.over.store(true, Ordering::Relaxed);
-        self.changed.notify_all();
+        self.raise(&self.over);
     }
 
     /// Ends everything.
     pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.raise(&self.stop);
+    }
+
+    fn raise(&self, flag: &AtomicBool) {
+        // Locked, or who has just looked at the flag and does not wait yet would not be woken.
+        let state = self.lock();
+        flag.store(true, Ordering::Relaxed);
+        drop(state);
         self.changed.notify_all();
     }
 

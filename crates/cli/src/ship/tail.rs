@@ -34,8 +34,17 @@ const MUCH: u64 = 1 << 20;
 /// How long to wait for a position while nothing is to be done.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Ships until the session is over.
+/// Ships until the session is over, and what is left then when the server is about to end.
 pub(crate) fn run(shared: &Shared, remote: &Remote) {
+    follow(shared, remote);
+    if shared.is_ending() {
+        // By this thread, after what it had begun: two that send the same piece would write one
+        // file, and the process ends with one of them in the middle of it.
+        finish(shared, remote);
+    }
+}
+
+fn follow(shared: &Shared, remote: &Remote) {
     let mut backoff = Backoff::new();
     while !shared.is_over() {
         let left = backoff.left();
@@ -66,9 +75,8 @@ pub(crate) fn run(shared: &Shared, remote: &Remote) {
     }
 }
 
-/// Ships what is left when the server is about to end, as far as there is time.
-pub(crate) fn finish(shared: &Shared, remote: &Remote) {
-    // Nobody waits for the archiver any more.
+/// Ships what is left, without waiting for the archiver any more.
+fn finish(shared: &Shared, remote: &Remote) {
     let mut batch = next_batch(shared, Duration::ZERO);
     while !batch.is_empty() && ship(shared, remote, &batch).is_ok() {
         batch = next_batch(shared, Duration::ZERO);
