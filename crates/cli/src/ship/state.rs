@@ -119,11 +119,15 @@ impl State {
         Some(Segment::of(timeline, *left_at, segment_size).start(segment_size))
     }
 
+    /// Whether WAL of a timeline can be followed on the remote. The first one has no history.
+    fn has_history(&self, timeline: u32) -> bool {
+        timeline <= 1 || self.histories.contains(&timeline)
+    }
+
     /// Whether a timeline's history file is still to come to the remote, without which nobody can
     /// follow its WAL there. The archiver brings it first of all; it is not waited for without end.
     pub(crate) fn lacks_history(&self, timeline: u32) -> bool {
-        timeline > 1
-            && !self.histories.contains(&timeline)
+        !self.has_history(timeline)
             && self.timeline_since.is_none_or(|since| since.elapsed() < HISTORY)
     }
 
@@ -176,7 +180,7 @@ impl State {
     /// Brings the status up to date.
     fn refresh(&mut self, segment_size: u64) {
         // Nobody can follow WAL without its history.
-        let can_follow = |it: &Position| it.timeline <= 1 || self.histories.contains(&it.timeline);
+        let can_follow = |it: &Position| self.has_history(it.timeline);
         let shipped = match self.shipped(segment_size) {
             Some(reached) if !can_follow(&reached) => self.status.shipped.filter(can_follow),
             reached => reached,
@@ -412,5 +416,48 @@ impl Shared {
             // The disk is full: somebody has to make room first.
             std::thread::sleep(Duration::from_secs(1));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn at(timeline: u32, number: u64) -> Position {
+        Position { timeline, flushed: Lsn(number * SIZE) }
+    }
+
+    /// A server that has left timeline 1 at segment 5 for timeline 2. All of its WAL is there.
+    fn promoted() -> State {
+        let mut state = State {
+            position: Some(at(2, 7)),
+            history: (2, vec![(1, Lsn(5 * SIZE))]),
+            starts: BTreeMap::from([("backup".to_string(), at(1, 3))]),
+            ..State::default()
+        };
+        state.status.backups = vec!["backup".to_string()];
+        for (timeline, number) in [(1, 3), (1, 4), (2, 5), (2, 6)] {
+            state.coverage.archive(Segment { timeline, number });
+        }
+        state.heard.push_back((at(2, 7), Utc::now()));
+        state
+    }
+
+    #[test]
+    fn what_nobody_can_follow_is_not_called_shipped() {
+        let mut state = promoted();
+        state.refresh(SIZE);
+        assert_eq!(state.status.shipped, None);
+        // What was reached before the promotion stays so, and it is behind.
+        state.status.shipped = Some(at(1, 5));
+        state.refresh(SIZE);
+        assert_eq!(state.status.shipped, Some(at(1, 5)));
+        assert!(state.status.behind_since.is_some());
+        state.histories.insert(2);
+        state.refresh(SIZE);
+        assert_eq!(state.status.shipped, Some(at(2, 7)));
+        assert_eq!(state.status.behind_since, None);
     }
 }
