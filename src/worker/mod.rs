@@ -497,10 +497,13 @@ impl Worker {
 
     /// Shows the present to commands that ask no SQL.
     fn show(&mut self) {
+        if !self.command_line.is_due() {
+            return;
+        }
         let growth = self.growth();
         let Worker { command_line, state, settings, meter, ship, .. } = self;
         let Some(state) = state else { return };
-        command_line.show(|| layout::Present {
+        command_line.show(&layout::Present {
             at: Utc::now(),
             flushed: wal::flushed().map(|(timeline, flushed)| Position { timeline, flushed }),
             growth,

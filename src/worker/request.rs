@@ -53,11 +53,15 @@ impl CommandLine {
         self.stays = if removed { None } else { state_directory::backup_request() };
     }
 
-    /// Shows the present, if that was not done just now. That it could be written is a sign of
-    /// life: where it cannot, the health check says so.
-    pub(super) fn show(&mut self, present: impl FnOnce() -> Present) {
-        let is_due = self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY);
-        if is_due && state_directory::show_present(&present()).is_ok() {
+    /// Whether the present was not shown just now.
+    pub(super) fn is_due(&self) -> bool {
+        self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY)
+    }
+
+    /// Shows the present. That it could be written is a sign of life: where it cannot, the health
+    /// check says so.
+    pub(super) fn show(&mut self, present: &Present) {
+        if state_directory::show_present(present).is_ok() {
             self.shown = Some(Instant::now());
         }
     }
