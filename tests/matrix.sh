@@ -25,6 +25,8 @@ readonly keep=${NRT_MATRIX_KEEP:-0}
 readonly command=${NRT_MATRIX_COMMAND:-./dev test}
 source_tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly source_tree
+# shellcheck source=tests/mirror.sh
+source "$source_tree/tests/mirror.sh"
 # Inside a root. The registry is the host's, so crates are downloaded once for all suites.
 readonly cargo_home=/root/.cargo
 readonly rust_home=/opt/rust
@@ -138,15 +140,6 @@ remove_root() {
         return
     fi
     rm -f "$base/$1.state"
-}
-
-# Where apt on this machine gets an archive from ("Debian", "Debian-Security"), or the given URI.
-mirror_for() {
-    local label=$1 otherwise=$2 uri
-    # shellcheck disable=SC2016  # apt's own placeholders
-    uri=$(apt-get indextargets --format '$(LABEL)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-        sed -n "s/^$label|//p" | head -n 1) || true
-    printf '%s\n' "${uri:-$otherwise}"
 }
 
 write_sources() {

@@ -15,6 +15,8 @@ set -euo pipefail
 readonly directory=$1
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly here
+# shellcheck source=tests/mirror.sh
+source "$here/../mirror.sh"
 
 say() { printf '== %s\n' "$*" >&2; }
 die() {
@@ -32,15 +34,6 @@ quietly() {
         die "this failed: $*"
     fi
     rm -f "$log"
-}
-
-# Where apt on this machine gets an archive from ("Debian", "Debian-Security"), or the given URI.
-mirror_for() {
-    local label=$1 otherwise=$2 uri
-    # shellcheck disable=SC2016  # apt's own placeholders
-    uri=$(apt-get indextargets --format '$(LABEL)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-        sed -n "s/^$label|//p" | head -n 1) || true
-    printf '%s\n' "${uri:-$otherwise}"
 }
 
 make_debian() {
