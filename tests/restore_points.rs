@@ -58,6 +58,18 @@ fn wait_for_points(remote: &Remote, expected: &[&str]) {
 
 // ------------------------------------------------------------------------------ restore points
 
+/// Has pgBackRest keep one full backup, and the worker see it.
+fn expire_all_but_the_newest(cluster: &Cluster) {
+    let expired = cluster.pgbackrest(&[
+        "--stanza=main",
+        "--repo1-retention-full-type=count",
+        "--repo1-retention-full=1",
+        "expire",
+    ]);
+    assert!(expired.status.success(), "{}", words(&expired));
+    cluster.sql("select nrt_check()");
+}
+
 #[test]
 fn a_restore_point_is_where_it_says_and_its_name_is_free_again_with_the_backups() {
     let cluster = protected("point");
@@ -90,14 +102,7 @@ fn a_restore_point_is_where_it_says_and_its_name_is_free_again_with_the_backups(
     cluster.restart();
     assert!(cluster.try_sql(again).is_err());
     cluster.sql("select nrt_backup_now('full')");
-    let expired = cluster.pgbackrest(&[
-        "--stanza=main",
-        "--repo1-retention-full-type=count",
-        "--repo1-retention-full=1",
-        "expire",
-    ]);
-    assert!(expired.status.success(), "{}", words(&expired));
-    cluster.sql("select nrt_check()");
+    expire_all_but_the_newest(&cluster);
     cluster.sql(again);
     assert_eq!(recorded(&cluster).len(), 2);
 }
@@ -184,14 +189,7 @@ fn restore_points_are_known_off_site_and_come_back_from_there() {
     // What nobody can restore to any more goes with the backups.
     cluster.sql("select nrt_backup_now('full')");
     wait_for_offsite(&cluster, 2);
-    let expired = cluster.pgbackrest(&[
-        "--stanza=main",
-        "--repo1-retention-full-type=count",
-        "--repo1-retention-full=1",
-        "expire",
-    ]);
-    assert!(expired.status.success(), "{}", words(&expired));
-    cluster.sql("select nrt_check()");
+    expire_all_but_the_newest(&cluster);
     wait_for_offsite(&cluster, 1);
     let there = remote.files(NAME);
     wait_until("the old backup is gone", AGAIN, || {
