@@ -162,6 +162,38 @@ fn a_server_is_back_as_it_was() {
         server.sql("insert into t values (9)");
     }
 
+    // Looked at first, then let go on.
+    store.copy(BUCKET, "for-pause");
+    let paused = recovered(&store, "for-pause", "pause")
+        .variable("RECOVERY_TARGET_XID", &xid)
+        .variable("RECOVERY_TARGET_ACTION", "pause")
+        .started();
+    assert_eq!(paused.value("select step from t order by step"), "1 2 3");
+    assert_eq!(paused.value("select pg_is_in_recovery()"), "t");
+    paused.value("select pg_wal_replay_resume()");
+    paused.wait_for("select pg_is_in_recovery()", "f", SOON);
+    paused.sql("insert into t values (9)");
+    drop(paused);
+
+    // Ended at the target; started again, it goes on from there.
+    store.copy(BUCKET, "for-shutdown");
+    let volumes = [Volume::new("data"), Volume::new("repository")];
+    let shutdown = recovered(&store, "for-shutdown", "shutdown")
+        .variable("RECOVERY_TARGET_XID", &xid)
+        .variable("RECOVERY_TARGET_ACTION", "shutdown")
+        .option("--volume")
+        .option(&volumes[0].at("/var/lib/postgresql/data"))
+        .option("--volume")
+        .option(&volumes[1].at("/backup/local"));
+    let Ended { code, said } = shutdown.ended();
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("the server is not started"), "{said}");
+    let server = shutdown.started();
+    server.wait_for("select pg_is_in_recovery()", "f", SOON);
+    assert_eq!(server.value("select step from t order by step"), "1 2 3");
+    server.sql("insert into t values (9)");
+    drop(server);
+
     // What cannot be reached is not replaced by something else.
     let never = recovered(&store, BUCKET, "never").variable("RECOVERY_TARGET_NAME", "never-made");
     let Ended { code, said } = never.ended();
