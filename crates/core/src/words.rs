@@ -15,6 +15,11 @@ pub fn last_words(output: &str) -> String {
     words[begin..].to_string()
 }
 
+/// A text on one line.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The beginning of a text, at most `limit` bytes and an ellipsis where something is left out.
 pub fn beginning(mut text: String, limit: usize) -> String {
     if text.len() > limit {

@@ -12,6 +12,7 @@ use nrt_core::health::{self, Check, Severity};
 use nrt_core::inventory::Inventory;
 use nrt_core::kind::BackupType;
 use nrt_core::layout::{self, Restored};
+use nrt_core::words::one_line;
 
 use super::server::{self, Server};
 
@@ -56,14 +57,13 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         Ok(state) => judge(&look(&arguments.server, &state)),
         Err(error) => Err(format!("{error:#}")),
     };
-    let one_line = |words: String| words.split_whitespace().collect::<Vec<_>>().join(" ");
     match judged {
         Ok(words) => {
-            println!("healthy: {}", one_line(words));
+            println!("healthy: {}", one_line(&words));
             ExitCode::SUCCESS
         }
         Err(words) => {
-            println!("not healthy: {}", one_line(words));
+            println!("not healthy: {}", one_line(&words));
             ExitCode::FAILURE
         }
     }

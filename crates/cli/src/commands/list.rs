@@ -16,7 +16,7 @@ use nrt_core::size::format_size;
 use serde::Serialize;
 
 use super::server::{self, Server};
-use super::table;
+use super::{show, table};
 
 /// Lists the backups in the repository, oldest first, and which of them are off-site.
 ///
@@ -55,11 +55,7 @@ struct Row {
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     match arguments.server.state().and_then(|state| collect(&state)) {
         Ok(rows) => {
-            if arguments.json {
-                println!("{}", serde_json::to_string_pretty(&rows).unwrap_or_default());
-            } else {
-                print!("{}", text(&rows));
-            }
+            show(rows.as_slice(), arguments.json, text);
             ExitCode::SUCCESS
         }
         Err(error) => {

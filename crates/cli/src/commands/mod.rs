@@ -21,6 +21,29 @@ pub(crate) mod takeover;
 pub(crate) mod wal;
 pub(crate) mod wal_get;
 
+use std::process::ExitCode;
+
+use nrt_core::health::Severity;
+use serde::Serialize;
+
+/// Prints a report, for programs or for people.
+fn show<T: Serialize + ?Sized>(report: &T, json: bool, text: impl FnOnce(&T) -> String) {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report).unwrap_or_default());
+    } else {
+        print!("{}", text(report));
+    }
+}
+
+/// The exit code of a command that says how well something is.
+fn exit_code(severity: Severity) -> ExitCode {
+    ExitCode::from(match severity {
+        Severity::Ok => 0,
+        Severity::Warning => 1,
+        Severity::Critical => 2,
+    })
+}
+
 /// Rows in columns, below a head.
 fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let head = head.iter().map(|it| (*it).to_string()).collect();

@@ -11,6 +11,7 @@ use nrt_core::offsite::{Phase, Status};
 use serde::Serialize;
 
 use super::server::{self, Server};
+use super::{exit_code, show};
 
 /// Shows whether the server is backed up, and how far off-site.
 ///
@@ -50,16 +51,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         }
     };
     let report = collect(&state, arguments.server.is_running(), Utc::now());
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
-    } else {
-        print!("{}", text(&report));
-    }
-    ExitCode::from(match report.severity {
-        Severity::Ok => 0,
-        Severity::Warning => 1,
-        Severity::Critical => 2,
-    })
+    show(&report, arguments.json, text);
+    exit_code(report.severity)
 }
 
 fn collect(state: &Path, server_is_running: bool, now: DateTime<Utc>) -> Report {

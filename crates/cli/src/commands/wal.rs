@@ -19,10 +19,9 @@ use nrt_core::size::format_size;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use super::backup;
-use super::logs;
 use super::server::{self, Server};
 use super::status::lag;
+use super::{backup, exit_code, logs, show};
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// The worker gives its children four seconds to end, and is started again five seconds later.
@@ -134,16 +133,8 @@ fn status(server: &Server, json: bool) -> ExitCode {
     });
     match report {
         Ok(report) => {
-            if json {
-                println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
-            } else {
-                print!("{}", text(&report));
-            }
-            ExitCode::from(match report.severity {
-                Severity::Ok => 0,
-                Severity::Warning => 1,
-                Severity::Critical => 2,
-            })
+            show(&report, json, text);
+            exit_code(report.severity)
         }
         Err(error) => {
             eprintln!("{error:#}");
