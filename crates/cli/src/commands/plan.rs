@@ -74,8 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn answer(arguments: &Arguments, directory: &Path) -> Result<(String, Value), Refusal> {
     let target = arguments.to.target(Utc::now())?;
-    let data = arguments.data.as_deref().map(std::path::absolute).transpose();
-    let data = data.map_err(|error| Refusal::new(error.to_string(), ""))?;
+    let data = arguments.data.as_deref().map(restore::whole).transpose()?;
     let work = Work::make(directory).map_err(restore::told)?;
     let place = arguments.from.place(data.as_deref(), &work)?;
     let stanza = arguments.from.stanza.as_deref();

@@ -96,8 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
     let target = arguments.to.target(Utc::now())?;
-    let data = std::path::absolute(&arguments.data)
-        .map_err(|error| Refusal::new(error.to_string(), ""))?;
+    let data = restore::whole(&arguments.data)?;
     let mut tablespaces = Vec::new();
     for map in &arguments.tablespace_map {
         let Some((name, path)) = map.split_once('=').filter(|(_, it)| it.starts_with('/')) else {
@@ -110,8 +109,7 @@ fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
     }
     let directory =
         arguments.work_directory.clone().unwrap_or_else(|| restore::work_directory(&data));
-    let directory =
-        std::path::absolute(directory).map_err(|error| Refusal::new(error.to_string(), ""))?;
+    let directory = restore::whole(&directory)?;
     let work = Work::make(&directory).map_err(restore::told)?;
     let cores = std::thread::available_parallelism().map_or(1, |it| it.get());
     let request = Request {

@@ -19,7 +19,7 @@ use nrt_core::restore::target::{Asked, Target};
 
 use super::server;
 use crate::container;
-use crate::restore::{Kind, Place, Work};
+use crate::restore::{Kind, Place, Work, unusable, whole};
 
 /// The path on a remote below which clusters are kept, unless another one is named.
 const REMOTE_PATH: &str = "postgres-backups";
@@ -105,9 +105,7 @@ impl From {
             pgbackrest: self.pgbackrest.clone(),
         };
         if let Some(repository) = &self.repository {
-            let whole = std::path::absolute(repository);
-            let whole = whole.map_err(|error| Refusal::new(error.to_string(), ""))?;
-            return Ok(place(Kind::Directory(whole)));
+            return Ok(place(Kind::Directory(whole(repository)?)));
         }
         if let Some(config) = self.rclone_config(work)? {
             return Ok(place(self.remote(&config)?));
@@ -132,9 +130,7 @@ impl From {
     fn rclone_config(&self, work: &Work) -> Result<Option<String>, Refusal> {
         let path = self.rclone_config.as_ref();
         if let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) {
-            let whole = std::path::absolute(path);
-            let whole = whole.map_err(|error| Refusal::new(error.to_string(), ""))?;
-            return Ok(Some(whole.to_string_lossy().into_owned()));
+            return Ok(Some(whole(path)?.to_string_lossy().into_owned()));
         }
         let Some(encoded) = env::var("RCLONE_CONF_BASE64").ok().filter(|it| !it.is_empty()) else {
             return Ok(None);
@@ -148,9 +144,7 @@ impl From {
             .mode(0o600)
             .open(&path)
             .and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|error| {
-            Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
-        })?;
+        written.map_err(|error| unusable(&path, &error))?;
         Ok(Some(path.to_string_lossy().into_owned()))
     }
 

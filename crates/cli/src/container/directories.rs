@@ -11,6 +11,9 @@ use nrt_core::restore::Refusal;
 use nrt_process::files::write_atomically;
 use rustix::process::geteuid;
 
+use super::BASE;
+use crate::restore::unusable;
+
 /// Who the server runs as.
 #[derive(Debug)]
 pub(super) struct User {
@@ -31,10 +34,7 @@ impl User {
         let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
         match ids(&users, "postgres") {
             Some(ids) => Ok(User { ids: Some(ids) }),
-            None => Err(Refusal::new(
-                "there is no user \"postgres\" in this image",
-                "Build it from the official image of PostgreSQL.",
-            )),
+            None => Err(Refusal::new("there is no user \"postgres\" in this image", BASE)),
         }
     }
 
@@ -69,9 +69,7 @@ impl User {
             Some((user, group)) => lchown(path, Some(user), Some(group)),
             None => Ok(()),
         });
-        written.map_err(|error| {
-            Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
-        })
+        written.map_err(|error| unusable(path, &error))
     }
 
     /// Has a program run as this user.

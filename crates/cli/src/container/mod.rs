@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use nrt_core::restore::Refusal;
+use nrt_core::words;
 
 pub(crate) use rclone::CONFIG as RCLONE_CONFIG;
 pub(crate) use shim::{is_shim, run as shim};
@@ -88,7 +89,7 @@ fn is_server(arguments: &[OsString]) -> bool {
 /// Runs anything else in the server's place. Returns only if that fails.
 fn pass_on(arguments: &[OsString]) -> End {
     let mut official = Command::new(OFFICIAL);
-    failed_to_run(OFFICIAL, &official.args(arguments).exec())
+    End::failed(failed_to_run(Path::new(OFFICIAL), &official.args(arguments).exec()))
 }
 
 /// Prepares everything and becomes the server. Returns only if that fails.
@@ -133,14 +134,14 @@ fn server(arguments: &[OsString]) -> Result<std::convert::Infallible, End> {
     let mut official = Command::new(OFFICIAL);
     official.args(arguments).env_clear().envs(variables.all());
     official.env("PATH", path).env(settings.0, settings.1);
-    Err(failed_to_run(OFFICIAL, &official.exec()))
+    Err(End::failed(failed_to_run(Path::new(OFFICIAL), &official.exec())))
 }
 
-fn failed_to_run(program: &str, error: &std::io::Error) -> End {
-    End::failed(Refusal::new(
-        format!("could not run \"{program}\": {error}"),
-        "The image is to be built from the official image of PostgreSQL.",
-    ))
+/// What is said where something is missing that every such image has.
+const BASE: &str = "The image is to be built from the official image of PostgreSQL.";
+
+fn failed_to_run(program: &Path, error: &std::io::Error) -> Refusal {
+    Refusal::new(format!("could not run \"{}\": {error}", program.display()), BASE)
 }
 
 /// The official entrypoint says the same, in twelve lines, and after directories were made.
@@ -162,7 +163,7 @@ fn needs_password(variables: &Variables, data: &Path) -> Result<(), Refusal> {
 fn one_line(refusal: &Refusal) -> String {
     let text = format!("{}. HINT: {}", refusal.message.trim_end_matches('.'), refusal.hint);
     let text = if refusal.hint.is_empty() { refusal.message.clone() } else { text };
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    words::one_line(&text)
 }
 
 /// The first program of this name on a PATH that is not this one.

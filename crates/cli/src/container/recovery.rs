@@ -1,7 +1,7 @@
 //! Brings a lost cluster back in the container's data directory, once.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::directories::User;
 use super::variables::Variables;
-use super::{End, FAILED, REPOSITORY, rclone};
+use super::{End, FAILED, REPOSITORY, failed_to_run, rclone};
 use crate::commands::source::zone;
 use crate::restore;
 
@@ -116,7 +116,9 @@ impl Recovery {
             return Ok(());
         }
         user.make(data).map_err(End::failed)?;
-        let mut program = Command::new(program().map_err(End::failed)?);
+        let own = std::env::current_exe();
+        let own = own.map_err(|it| End::failed(failed_to_run(Path::new("nrt-backup"), &it)))?;
+        let mut program = Command::new(&own);
         program.args(["restore", "--no-start", "--work-directory", WORK, "-D"]).arg(data);
         program.args(["--local-repository", REPOSITORY]);
         match has_remote {
@@ -135,9 +137,7 @@ impl Recovery {
         }
         program.env_clear().envs(variables.all());
         let status = user.run(&mut program).spawn().and_then(look_after);
-        let status = status.map_err(|error| {
-            End::failed(Refusal::new(format!("could not run the restore: {error}"), ""))
-        })?;
+        let status = status.map_err(|error| End::failed(failed_to_run(&own, &error)))?;
         match status.code() {
             Some(0) if self.target.action == Action::Shutdown => {
                 eprintln!(
@@ -188,13 +188,6 @@ fn judge(target: &Target, restored: Option<Restored>, begun: bool, data: &Path) 
             }
         }
     }
-}
-
-/// This program.
-fn program() -> Result<PathBuf, Refusal> {
-    std::env::current_exe().map_err(|error| {
-        Refusal::new(format!("this program's own place cannot be told: {error}"), "")
-    })
 }
 
 /// Waits for the restore. Whoever stops the container stops it: the first process of a container

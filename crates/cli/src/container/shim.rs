@@ -14,7 +14,7 @@ use nrt_core::options::{RCLONE_CONFIG, REPOSITORY};
 use nrt_core::restore::Refusal;
 
 use super::variables::Variables;
-use super::{LOGS, SHIM, one_line, rclone, real_program};
+use super::{BASE, LOGS, SHIM, failed_to_run, one_line, rclone, real_program};
 
 /// Hands the settings from the entrypoint to here: the official entrypoint gives `POSTGRES_DB` a
 /// value where it has none, which would name the place off-site.
@@ -49,7 +49,7 @@ fn become_server(arguments: &[OsString]) -> Result<std::convert::Infallible, Ref
     let rest = std::env::split_paths(&path).filter(|it| it != Path::new(SHIM));
     let path = std::env::join_paths(rest).unwrap_or(path);
     let program = real_program("postgres", &path).ok_or_else(|| {
-        Refusal::new("there is no program \"postgres\" on the PATH of this image", "")
+        Refusal::new("there is no program \"postgres\" on the PATH of this image", BASE)
     })?;
     let mut server = Command::new(&program);
     server.args(arguments);
@@ -66,8 +66,7 @@ fn become_server(arguments: &[OsString]) -> Result<std::convert::Infallible, Ref
         }
     }
     server.env_clear().envs(variables.all()).env("PATH", path);
-    let error = server.exec();
-    Err(Refusal::new(format!("could not run \"{}\": {error}", program.display()), ""))
+    Err(failed_to_run(&program, &server.exec()))
 }
 
 /// Whether the arguments start a server, and not one of the other things that the program does.

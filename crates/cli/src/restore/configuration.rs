@@ -11,6 +11,7 @@ use nrt_core::layout;
 use nrt_core::restore::Refusal;
 use serde::Deserialize;
 
+use super::place::unusable;
 use super::work::Work;
 use crate::ship::{Remote, failure};
 
@@ -179,9 +180,7 @@ fn write(path: &Path, text: &str) -> Result<(), Refusal> {
         let mut file = fs::File::options().create_new(true).write(true).mode(0o600).open(path)?;
         file.write_all(text.as_bytes())
     });
-    written.map_err(|error| {
-        Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
-    })
+    written.map_err(|error| unusable(path, &error))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use nrt_core::options::REPOSITORY;
 use nrt_core::restore::Refusal;
 use nrt_process::allowed;
 
+use super::place::unusable;
 use super::planning::Planned;
 use super::server::Programs;
 use super::waldump::Dump;
@@ -151,9 +152,7 @@ impl Run<'_> {
     ) -> Result<(), Refusal> {
         let data = &self.request.data;
         let state = data.join(layout::STATE_DIRECTORY);
-        let problem = |error: std::io::Error| {
-            Refusal::new(format!("\"{}\" cannot be written to: {error}", state.display()), "")
-        };
+        let problem = |error: std::io::Error| unusable(&state, &error);
         let config = config_words(report.configuration.as_deref());
         if planned.source.remote.is_some() && report.copy_of.is_none() {
             let place = self.request.repository.clone().unwrap_or_else(|| {
@@ -189,9 +188,7 @@ impl Run<'_> {
         };
         let text = serde_json::to_vec(&restored).unwrap_or_default();
         let path = self.request.data.join(layout::STATE_DIRECTORY).join(layout::RESTORED);
-        nrt_process::files::write_atomically(&path, &text).map_err(|error| {
-            Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
-        })
+        nrt_process::files::write_atomically(&path, &text).map_err(|it| unusable(&path, &it))
     }
 
     /// Makes what was fetched the local repository, where there is none yet: so the chain need not

@@ -38,7 +38,7 @@ use nrt_core::restore::plan::Plan;
 use nrt_core::restore::target::{Action, Target};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use place::Existing;
+pub(crate) use place::{Existing, unusable};
 pub(crate) use planning::{Planned, look, make_plan};
 pub(crate) use server::{Private, Programs};
 pub(crate) use source::{Kind, Place};
@@ -167,6 +167,11 @@ pub(crate) fn told(error: anyhow::Error) -> Refusal {
         Some((message, hint)) => Refusal::new(message, hint),
         None => Refusal::new(text, ""),
     }
+}
+
+/// A path from the root on.
+pub(crate) fn whole(path: &Path) -> Result<PathBuf, Refusal> {
+    std::path::absolute(path).map_err(|error| unusable(path, &error))
 }
 
 /// The directory in which a restore into `data` works, unless one is named.

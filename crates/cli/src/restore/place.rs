@@ -397,7 +397,8 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-fn unusable(path: &Path, error: &io::Error) -> Refusal {
+/// Why a file or a directory cannot be worked with.
+pub(crate) fn unusable(path: &Path, error: &io::Error) -> Refusal {
     Refusal::new(
         format!("\"{}\" cannot be used: {error}", path.display()),
         "Run this as the server's user, and see that its disk is there and has room.",

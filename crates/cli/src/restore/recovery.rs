@@ -15,6 +15,7 @@ use nrt_core::restore::drill::Recovered;
 use nrt_core::restore::plan::Plan;
 use nrt_core::restore::target::Action;
 
+use super::place::unusable;
 use super::planning::Planned;
 use super::progress::Progress;
 use super::read::{self, OwnWal};
@@ -107,9 +108,7 @@ impl Run<'_> {
         let prepared = fs::write(data.join("recovery.signal"), "")
             .and_then(|()| fs::DirBuilder::new().mode(0o700).recursive(true).create(&state))
             .and_then(|()| fs::write(state.join(layout::RECOVERING), ""));
-        prepared.map_err(|error| {
-            Refusal::new(format!("\"{}\" cannot be written to: {error}", data.display()), "")
-        })
+        prepared.map_err(|error| unusable(data, &error))
     }
 
     /// Has the settings of the recovery in the configuration, for a server that is started
@@ -147,9 +146,7 @@ impl Run<'_> {
     /// Sets settings in postgresql.auto.conf.
     pub(super) fn auto_conf(&self, settings: &[(&str, String)]) -> Result<(), Refusal> {
         let path = self.request.data.join("postgresql.auto.conf");
-        let problem = |error: std::io::Error| {
-            Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
-        };
+        let problem = |error: std::io::Error| unusable(&path, &error);
         let known = match fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             known => known.map_err(problem)?,

@@ -15,6 +15,7 @@ use nrt_core::restore::Refusal;
 use nrt_process::{Captured, allowed, capture, tether};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::place::unusable;
 use super::work::Work;
 
 /// How long a helper program may take.
@@ -177,9 +178,7 @@ impl Private {
         last: &[(&'static str, String)],
     ) -> Result<Private, Refusal> {
         let place = work.path();
-        let problem = |error: io::Error| {
-            Refusal::new(format!("\"{}\" cannot be used: {error}", place.display()), "")
-        };
+        let problem = |error: io::Error| unusable(place, &error);
         let socket = work.socket().map_err(super::told)?;
         let log = place.join("recovery.log");
         let hba = place.join("pg_hba.conf");
@@ -234,9 +233,13 @@ impl Private {
         // Ctrl-C is for the restore, which then ends the server in order.
         command.process_group(0);
         tether(&mut command);
-        let child = command
-            .spawn()
-            .map_err(|error| Refusal::new(format!("could not run PostgreSQL: {error}"), ""))?;
+        let child = command.spawn().map_err(|error| {
+            let program = programs.program("postgres");
+            Refusal::new(
+                format!("could not run \"{}\": {error}", program.display()),
+                "See that it may be run here, or name another directory with --bindir.",
+            )
+        })?;
         Ok(Private {
             child,
             log,

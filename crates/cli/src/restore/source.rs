@@ -16,6 +16,7 @@ use nrt_core::restore::Refusal;
 use nrt_process::{allowed, capture};
 use serde::{Deserialize, Serialize};
 
+use super::place::unusable;
 use super::work::Work;
 use crate::commands::look::own_option;
 use crate::ship::{Address, Options, Rclone, Remote, failure};
@@ -95,10 +96,8 @@ impl Source {
             Kind::Remote { rclone, config, name, path, cluster, transfers, bandwidth_limit } => {
                 let Address { root, is_encrypted, secrets, .. } =
                     Address::find(config, name.as_deref(), path, cluster)?;
-                std::env::set_current_dir(work.path()).map_err(|error| {
-                    let path = work.path().display();
-                    Refusal::new(format!("\"{path}\" cannot be used: {error}"), "")
-                })?;
+                std::env::set_current_dir(work.path())
+                    .map_err(|error| unusable(work.path(), &error))?;
                 let options = Options {
                     program: rclone,
                     config,
@@ -329,12 +328,9 @@ impl Source {
         add("spool-path", &self.work.path().join("spool").to_string_lossy());
         add("log-level-file", "off");
         text += &format!("[{}]\npg1-path={}\n", self.stanza, data.display());
-        nrt_process::files::write_atomically(&self.work.config(), text.as_bytes()).map_err(
-            |error| {
-                let path = self.work.config();
-                Refusal::new(format!("could not write \"{}\": {error}", path.display()), "")
-            },
-        )
+        let path = self.work.config();
+        nrt_process::files::write_atomically(&path, text.as_bytes())
+            .map_err(|error| unusable(&path, &error))
     }
 
     /// pgBackRest's own account of the stanza.

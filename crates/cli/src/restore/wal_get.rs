@@ -10,6 +10,7 @@ use super::source::Source;
 use super::wal::{SHELF, Shelved, Store};
 use super::work::Work;
 use super::{TRYING, told};
+use super::{unusable, whole};
 
 /// Gives PostgreSQL a file of WAL: what `restore_command` runs. `ahead` if the restore itself gets
 /// it.
@@ -24,10 +25,8 @@ pub(crate) fn wal_get(work: &Path, ahead: bool, name: &str, into: &Path) -> Resu
         )
     })?;
     let shelf = &shelved.shelf;
-    let into = std::path::absolute(into).map_err(|it| Refusal::new(it.to_string(), ""))?;
-    let problem = |error: std::io::Error| {
-        Refusal::new(format!("could not write \"{}\": {error}", into.display()), "")
-    };
+    let into = whole(into)?;
+    let problem = |error: std::io::Error| unusable(&into, &error);
     nrt_process::files::replace(&work.asked(), name.as_bytes()).map_err(problem)?;
     if let Some(text) = shelf.histories.get(name) {
         return fs::write(&into, text).map(|()| true).map_err(problem);

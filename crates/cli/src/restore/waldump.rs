@@ -13,6 +13,7 @@ use nrt_core::restore::catalog::{RestorePoint, Stretch, TransactionEnd, Wal};
 use nrt_core::restore::plan::{Plan, Recovery};
 use nrt_process::{allowed, capture};
 
+use super::place::unusable;
 use super::source::Source;
 use super::wal::{Shelf, Store};
 
@@ -52,9 +53,7 @@ struct Record {
 impl Dump {
     fn records(&self, stretch: Stretch, words: &[String]) -> Result<Vec<Record>, Refusal> {
         let shelf = Shelf { stretches: vec![stretch], ..self.shelf.clone() };
-        fs::create_dir_all(&self.directory).map_err(|error| {
-            Refusal::new(format!("could not make \"{}\": {error}", self.directory.display()), "")
-        })?;
+        fs::create_dir_all(&self.directory).map_err(|it| unusable(&self.directory, &it))?;
         let store =
             Store { source: &self.source, shelf: &shelf, directory: self.directory.clone() };
         let mut names = Vec::new();
