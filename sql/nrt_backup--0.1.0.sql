@@ -461,7 +461,7 @@ SELECT d.drill, d.trigger, d.started, d.ended, d.status, d.source, d.backup, d.t
        make_interval(secs => d."check") AS check_time,
        d.fetched_bytes, d.restored_bytes, d.replayed_bytes,
        make_interval(secs => d.expected) AS expected,
-       round(((d.plan + d.fetch + d.restore + d.replay) / nullif(d.expected, 0) - 1)::numeric, 2)
+       round(((d.plan + d.fetch + d.restore + d.replay) / nullif(d.expected, 0::float8) - 1::float8)::numeric, 2)
            AS estimate_error,
        d.checked_relations, d.query_result, d.message, d.hint
 FROM nrt.drill_rows() d;
