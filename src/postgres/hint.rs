@@ -11,7 +11,7 @@ use pgrx::pg_sys;
 use super::config_option;
 
 /// The functions that the role may call.
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 9] = [
     "nrt_backup_now",
     "nrt_backup_start",
     "nrt_backup_cancel",
@@ -20,6 +20,7 @@ const FUNCTIONS: [&str; 8] = [
     "nrt_resume",
     "nrt_restore_point",
     "nrt_restore_plan",
+    "nrt_drill_now",
 ];
 
 /// Who was asked before us, and is asked after us.
