@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nrt_tests::{Cluster, Process, Shutdown, wait_until};
 use protected::{
-    SOON, archive_segment, history, own_configuration, protected, quiet, started, verify,
-    verify_with, wait_for_backups, wait_for_health,
+    SOON, archive_segment, drop_database, history, own_configuration, protected, quiet, started,
+    verify, verify_with, wait_for_backups, wait_for_health,
 };
 
 /// The rows of a table as one text, to compare.
@@ -251,8 +251,7 @@ fn dropping_the_extension_and_restarting_lose_nothing() {
         .try_sql_as("postgres", "other", "select count(*) from nrt.backup_history")
         .expect("is shown in every database");
     assert_eq!(there, [["2"]]);
-    // No session of the worker holds a database.
-    cluster.sql("drop database other");
+    drop_database(&cluster, "other");
     cluster.sql("create extension nrt_backup");
 
     for how in [Shutdown::Fast, Shutdown::Smart, Shutdown::Immediate] {

@@ -56,6 +56,16 @@ pub(crate) fn archive_segment(cluster: &Cluster) -> String {
     segment
 }
 
+/// Drops a database. PostgreSQL waits then until each of its processes has let go of its files, so
+/// the worker must answer, and no session of its own may hold the database.
+pub(crate) fn drop_database(cluster: &Cluster, name: &str) {
+    let mut client = cluster.connect("postgres", "postgres").expect("a session");
+    // The worker looks around once a minute, and would answer then at the latest.
+    for sql in ["set statement_timeout = '20s'", &format!("drop database {name}")] {
+        client.simple_query(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+}
+
 /// Has pgBackRest read everything in the repository and compare it with its checksums.
 pub(crate) fn verify(cluster: &Cluster) {
     verified(&cluster.pgbackrest(&["--stanza=main", "--log-level-console=info", "verify"]));

@@ -20,8 +20,8 @@ use offsite::{
     AGAIN, NAME, all_well, contents, restored_by_pgbackrest, shipping, wait_for_offsite, words,
 };
 use protected::{
-    SOON, archive_segment, history, own_configuration, protected, quiet, started, wait_for_backups,
-    wait_for_health,
+    SOON, archive_segment, drop_database, history, own_configuration, protected, quiet, started,
+    wait_for_backups, wait_for_health,
 };
 use serde_json::Value;
 
@@ -305,6 +305,8 @@ fn while_a_restore_recovers_the_worker_does_nothing() {
     assert_eq!(fs::read_dir(cluster.repository()).expect("it is there").count(), 0);
     assert_eq!(cluster.logged("waits until the restore is done").len(), 1);
     // It holds nobody up.
+    cluster.sql("create database other");
+    drop_database(&cluster, "other");
     for how in [Shutdown::Smart, Shutdown::Fast, Shutdown::Immediate] {
         cluster.stop(how);
         cluster.start();

@@ -240,7 +240,6 @@ fn wait(mut done: impl FnMut() -> bool) -> Result<(), ErrorReport> {
             return Err(worker_is_gone());
         }
         postgres::latch::wait(POLL);
-        pgrx::check_for_interrupts!();
     }
     Ok(())
 }

@@ -93,7 +93,6 @@ fn wait_for_the_list() -> io::Result<File> {
             return Ok(lock);
         }
         postgres::latch::wait(POLL);
-        pgrx::check_for_interrupts!();
     }
 }
 
@@ -217,6 +216,5 @@ fn wait_for(mut child: Leashed) -> io::Result<Report> {
             return Ok(report);
         }
         postgres::latch::wait(POLL);
-        pgrx::check_for_interrupts!();
     }
 }
