@@ -386,17 +386,25 @@ pub(crate) mod serve {
         pub(crate) shipping: Option<bool>,
     }
 
-    /// Takes the worker's place.
-    pub(crate) fn begin() {
-        let mut shared = SHARED.exclusive();
-        shared.worker =
-            WorkerSlot { pid: std::process::id().cast_signed(), latch: postgres::latch::own() };
-        shared.present = Present::default();
+    /// The worker's place. It is free again when this is dropped, also by an ERROR: whoever asks
+    /// must not wait for an answer of a process that is gone.
+    pub(crate) struct Place(());
+
+    impl Place {
+        /// Takes it.
+        pub(crate) fn take() -> Place {
+            let mut shared = SHARED.exclusive();
+            shared.worker =
+                WorkerSlot { pid: std::process::id().cast_signed(), latch: postgres::latch::own() };
+            shared.present = Present::default();
+            Place(())
+        }
     }
 
-    /// Leaves the worker's place.
-    pub(crate) fn end() {
-        SHARED.exclusive().worker = WorkerSlot::default();
+    impl Drop for Place {
+        fn drop(&mut self) {
+            SHARED.exclusive().worker = WorkerSlot::default();
+        }
     }
 
     /// Takes all questions.

@@ -485,6 +485,28 @@ fn a_worker_that_is_gone_or_came_back() {
 }
 
 #[test]
+fn a_worker_that_cannot_begin() {
+    let cluster = to_be_broken(protected("begin"));
+    let before = alive(&cluster);
+    cluster.allow("could not create its state directory");
+    cluster.stop(Shutdown::Fast);
+    // As a container's logs are, whose data directory is used elsewhere.
+    let (log, aside) = (cluster.state_directory().join("log"), cluster.directory().join("aside"));
+    fs::rename(&log, &aside).expect("is there");
+    std::os::unix::fs::symlink("/no/such/logs", &log).expect("is ours");
+    cluster.start();
+    // Not what was well before.
+    wait_for_health(&cluster, "worker", "critical");
+    assert_eq!(cluster.value("select activity from nrt.status"), "stopped");
+    assert_eq!(cluster.value("select health from nrt.status"), "critical");
+    fs::remove_file(&log).expect("is ours");
+    fs::rename(&aside, &log).expect("is there");
+    wait_for_health(&cluster, "worker", "ok");
+    all_well(&cluster);
+    assert_ne!(alive(&cluster), before);
+}
+
+#[test]
 fn a_state_directory_that_cannot_be_written() {
     let cluster = to_be_broken(protected("state"));
     let before = alive(&cluster);

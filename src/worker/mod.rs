@@ -93,6 +93,7 @@ fn restore_has_ended() -> bool {
 
 /// The worker at work.
 struct Worker {
+    _place: serve::Place,
     settings: Settings,
     server: Server,
     database_exists: bool,
@@ -123,11 +124,11 @@ struct Worker {
 impl Worker {
     /// Takes the worker's place and finds out how the one before ended.
     fn begin() -> Worker {
-        serve::begin();
         if let Err(error) = state_directory::create() {
             // Without it nothing can be done. The postmaster starts the worker again.
             error!("nrt_backup could not create its state directory: {error}");
         }
+        let place = serve::Place::take();
         let settings = settings::current();
         let catalog = postgres::read_catalog(&settings.database);
         let mut kept = state_directory::kept();
@@ -147,6 +148,7 @@ impl Worker {
             // Neither changes while the server runs.
             .standing_aside(archiving::now().aside());
         let mut worker = Worker {
+            _place: place,
             ship: ship::Ship::new(kept.shipping_paused),
             drills,
             pause_running: None,
@@ -560,7 +562,6 @@ impl Worker {
         let flushed = self.journal.flush();
         self.watch.writing(layout::HISTORY, flushed);
         state_directory::unmark_running();
-        serve::end();
         log!("nrt_backup worker ended");
     }
 }
