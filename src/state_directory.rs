@@ -33,6 +33,9 @@ const HISTORY_KEPT: usize = 10_000;
 /// More than the name of any type of backup.
 const LONGEST_REQUEST: u64 = 64;
 
+/// More than pgBackRest's lock files hold, in bytes.
+const LONGEST_LOCK: u64 = 64 << 10;
+
 /// The state directory's path.
 pub(crate) fn path() -> PathBuf {
     postgres::data_directory().join(layout::STATE_DIRECTORY)
@@ -259,7 +262,12 @@ pub(crate) fn given_remote() -> Result<Option<String>, Failure> {
 /// What the locks of pgBackRest hold that a running backup has: how far it is.
 pub(crate) fn lock_texts() -> Vec<String> {
     let Some(tool) = tool() else { return Vec::new() };
-    let lock = |name: String| fs::read_to_string(Path::new(&tool.lock_path).join(name)).ok();
+    let lock = |name: String| {
+        let mut text = String::new();
+        let file = files::open_plain(&Path::new(&tool.lock_path).join(name)).ok()?;
+        file.take(LONGEST_LOCK).read_to_string(&mut text).ok()?;
+        Some(text)
+    };
     // The name is another one from pgBackRest 2.53 on; the other is simply not there.
     let names = ["backup", "backup-1"].map(|kind| format!("{}-{kind}.lock", tool.stanza));
     names.into_iter().filter_map(lock).collect()

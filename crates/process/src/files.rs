@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
@@ -80,6 +80,21 @@ pub fn read_end(path: &Path, longest: u64) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Opens the file at `path` to be read, where somebody else may have put something in its place: a
+/// link is not followed, and what is no file, say a pipe that nobody writes, is not waited for.
+///
+/// # Errors
+///
+/// What the file system says, or that it is no file.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a file")),
+    }
+}
+
 /// Takes the lock on the file at `path`, which is made if it is not there, until the answer is
 /// dropped; nothing if somebody else has it now.
 ///
@@ -129,6 +144,21 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let none = directory.path().join("none/file");
         assert!(append(&none, b"").is_err() && read_end(directory.path(), 1).is_err());
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("file"), b"text").expect("written");
+        assert!(open_plain(&at("file")).is_ok());
+        std::os::unix::fs::symlink(at("file"), at("link")).expect("linked");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), pipe, mode, 0).expect("made");
+        for name in ["link", "pipe", ".", "none"] {
+            assert!(open_plain(&at(name)).is_err(), "{name}");
+        }
     }
 
     const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);

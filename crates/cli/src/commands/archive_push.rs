@@ -15,7 +15,7 @@ use chrono::Utc;
 use nrt_core::inventory::Failure;
 use nrt_core::layout::{self, PushFailure, Tool};
 use nrt_core::pgbackrest::{command, exit};
-use nrt_process::files::write_atomically;
+use nrt_process::files::{open_plain, write_atomically};
 use nrt_process::{allowed, capture};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -156,7 +156,7 @@ fn pushes_in_the_background(locks: &Path, stanza: &str) -> bool {
 
 /// Whether somebody holds a lock on a file.
 fn is_held(path: &Path) -> bool {
-    let Ok(file) = fs::File::open(path) else { return false };
+    let Ok(file) = open_plain(path) else { return false };
     flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -22,6 +22,7 @@ use nrt_core::pgbackrest::{archive, command, exit, info, own};
 use nrt_process::files::write_atomically;
 use nrt_process::{allowed, capture};
 use rustix::fs::statvfs;
+use rustix::process::geteuid;
 
 /// How long each call of pgBackRest may take.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -93,7 +94,8 @@ impl Look {
             }
             Ok((program, version)) => {
                 inventory.pgbackrest = Ok(version);
-                inventory.repository = match self.configuration(version) {
+                let locks = lock_directory(Path::new(&self.lock_path()), geteuid().as_raw());
+                inventory.repository = match locks.and_then(|()| self.configuration(version)) {
                     Err(failure) => Err(failure),
                     Ok(text) => {
                         let (tool, changed) = self.configure(&program, text)?;
@@ -170,16 +172,23 @@ impl Look {
             changed |= self.write(layout::PGBACKREST_CONFIG, text.as_bytes())?;
         }
         let own = self.plan.own_config.as_deref();
-        let own_locks = own.map(|path| own_option(path, "lock-path").unwrap_or(LOCK_PATH.into()));
         let tool = Tool {
             program: program.to_string_lossy().into_owned(),
             config: own.map_or_else(|| self.text(layout::PGBACKREST_CONFIG), str::to_string),
             stanza: self.plan.stanza.clone(),
-            lock_path: own_locks.unwrap_or_else(|| self.plan.lock_path.clone()),
+            lock_path: self.lock_path(),
             exclude: self.exclusions(),
         };
         changed |= self.write(layout::TOOL, &serde_json::to_vec(&tool)?)?;
         Ok((tool, changed))
+    }
+
+    /// Where the locks are.
+    fn lock_path(&self) -> String {
+        match &self.plan.own_config {
+            Some(own) => own_option(own, "lock-path").unwrap_or(LOCK_PATH.into()),
+            None => self.plan.lock_path.clone(),
+        }
     }
 
     /// What backups must leave out instead of what the operator's configuration says.
@@ -315,10 +324,72 @@ fn disk(path: &Path) -> Option<Disk> {
     Some(Disk { total: disk.f_blocks * disk.f_frsize, available: disk.f_bavail * disk.f_frsize })
 }
 
+/// Refuses a directory for the locks that somebody else may have made, where everybody may make
+/// one. Who owns it could keep every backup away, and have this user write into other files.
+fn lock_directory(path: &Path, user: u32) -> Result<(), Failure> {
+    let parent = path.parent().and_then(|it| fs::metadata(it).ok());
+    if parent.is_none_or(|it| it.mode() & 0o002 == 0) {
+        return Ok(());
+    }
+    // As pgBackRest makes it. What is wrong, it says itself.
+    let _ = fs::DirBuilder::new().mode(0o770).create(path);
+    let is_safe = |it: &fs::Metadata| [0, user].contains(&it.uid());
+    let found = (fs::symlink_metadata(path), fs::metadata(path));
+    let (Ok(itself), Ok(directory)) = found else { return Ok(()) };
+    if is_safe(&itself) && is_safe(&directory) && directory.mode() & 0o002 == 0 {
+        return Ok(());
+    }
+    Err(Failure {
+        message: format!(
+            "the directory of pgBackRest's locks, \"{}\", is one that other users of this machine \
+             may write to",
+            path.display()
+        ),
+        hint: "Remove it if it is nobody's, or set nrt_backup.lock_path to a directory of the \
+               server's user."
+            .to_string(),
+    })
+}
+
 /// The value of an option in the operator's own configuration file.
 pub(crate) fn own_option(config: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(config).ok()?;
     text.lines()
         .filter_map(|line| line.split_once('='))
         .find_map(|(option, value)| (option.trim() == name).then(|| value.trim().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebody_elses_locks_are_refused_where_everybody_may_make_them() {
+        let root = tempfile::tempdir().expect("a directory");
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+        };
+        let us = geteuid().as_raw();
+        let (open, closed) = (root.path().join("open"), root.path().join("closed"));
+        for directory in [&open, &closed] {
+            fs::create_dir(directory).expect("made");
+        }
+        set(&open, 0o1777);
+        set(&closed, 0o755);
+        let (in_open, in_closed) = (open.join("locks"), closed.join("locks"));
+
+        assert_eq!(lock_directory(&in_open, us), Ok(()));
+        let mode = fs::metadata(&in_open).expect("it was made").mode();
+        assert_eq!(mode & 0o007, 0, "nobody else may enter");
+        // Another user finds it there. Root's is everybody's.
+        let (owner, other) = (fs::metadata(&in_open).expect("there").uid(), us + 1);
+        assert_eq!(lock_directory(&in_open, other).is_err(), owner != 0);
+        set(&in_open, 0o777);
+        let words = lock_directory(&in_open, us).expect_err("refused").message;
+        assert!(words.contains("open/locks"), "{words}");
+        // What is elsewhere, its directory's owner has let somebody make.
+        fs::create_dir(&in_closed).expect("made");
+        set(&in_closed, 0o777);
+        assert_eq!(lock_directory(&in_closed, us), Ok(()));
+    }
 }
