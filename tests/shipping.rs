@@ -623,7 +623,7 @@ fn a_configuration_from_the_environment_is_used_and_shown_to_nobody() {
     cluster.sql("create extension nrt_backup");
     wait_for_offsite(&cluster, 1);
 
-    let decoded = cluster.state_directory().join("rclone.conf");
+    let decoded = cluster.state_directory().join("pgsql_tmp_rclone.conf");
     assert_eq!(fs::read(&decoded).expect("it was decoded"), configuration);
     let mode = fs::metadata(&decoded).expect("it was decoded").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -644,12 +644,16 @@ fn a_configuration_from_the_environment_is_used_and_shown_to_nobody() {
     for secret in &secrets {
         assert!(!shown.contains(secret.as_str()), "a secret is shown to everybody");
     }
-    // Nor is it in a backup, or on the remote.
+    // Nor is it in a backup, in a copy that others make of the server, or on the remote.
     let (_directory, copy) = copied(&remote);
     let restored = Restore::new("without-environment", &copy).run();
-    assert!(!restored.data().join("nrt_backup/rclone.conf").exists());
-    drop(restored);
-    for (name, content) in contents(&copy) {
+    let standby = Cluster::standby_of(&cluster, "standby-without-environment");
+    for data in [restored.data(), standby.data()] {
+        let name = decoded.file_name().expect("a file has a name");
+        assert!(!data.join("nrt_backup").join(name).exists());
+    }
+    let copies = contents(&copy).into_iter().chain(contents(&standby.data()));
+    for (name, content) in copies {
         let unpacked = zstd::decode_all(&content[..]).unwrap_or_default();
         for secret in &secrets {
             assert!(!holds(&content, secret) && !holds(&unpacked, secret), "a secret is in {name}");

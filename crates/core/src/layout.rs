@@ -60,10 +60,11 @@ pub const SPOOL: &str = "spool";
 pub const SHIP: &str = "ship.json";
 /// Which instance of the cluster this is; see [`Instance`].
 pub const INSTANCE: &str = "instance.json";
-/// rclone's configuration, decoded from the environment variable `RCLONE_CONF_BASE64`.
-pub const RCLONE_CONFIG: &str = "rclone.conf";
+/// rclone's configuration, decoded from the environment variable `RCLONE_CONF_BASE64`. No copy of
+/// a data directory has it, by whatever program it is made: they all leave out what begins so.
+pub const RCLONE_CONFIG: &str = "pgsql_tmp_rclone.conf";
 /// The same as it was given: rclone changes its file, where a token is renewed.
-pub const RCLONE_GIVEN: &str = "rclone.conf.given";
+pub const RCLONE_GIVEN: &str = "pgsql_tmp_rclone.conf.given";
 /// Put there to have the remote compared with the repository; gone when it is done.
 pub const COMPARE: &str = "compare";
 /// Put there to make this instance the remote's owner; gone when it is done.
