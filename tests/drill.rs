@@ -220,6 +220,25 @@ fn without_a_remote_the_repository_is_tried_and_the_query_has_the_last_word() {
     cluster.reload();
     drill_now(&cluster).expect("that is true");
     assert_eq!(newest(&cluster, "query_result"), "t");
+
+    // What is read may be somebody's who has made a view of it: it does nothing with more rights
+    // than reading takes, and nobody but the query's role is kept out.
+    let trace = cluster.directory().join("trace");
+    cluster.sql(&format!(
+        "create role tenant;
+         create function public.trap() returns int language plpgsql as
+             $$ begin copy (select 1) to program 'touch {}'; return 1; end $$;
+         create view trap as select trap() as i;
+         alter view trap owner to tenant;
+         revoke connect on database postgres from public",
+        trace.display()
+    ));
+    archive_segment(&cluster);
+    cluster.set("nrt_backup.drill_query", "select i from trap");
+    cluster.reload();
+    let failed = failure(&cluster);
+    assert!(failed.contains("to COPY to or from an external program"), "{failed}");
+    assert!(!trace.exists());
 }
 
 #[test]

@@ -48,7 +48,7 @@ use signal_hook::iterator::Signals;
 
 pub(crate) use mirror::DESCRIPTIONS;
 pub(crate) use owner::SET_ASIDE;
-pub(crate) use rclone::{Options, Rclone};
+pub(crate) use rclone::{Options, Rclone, random};
 pub(crate) use remote::{Address, Remote, failure};
 
 use archive::Files;
