@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nrt_core::offsite::Status;
 use nrt_core::offsite::owner::{self, Owner};
-use nrt_tests::{Cluster, Installation, Process, Remote, kill};
+use nrt_tests::{Cluster, Installation, Process, Remote, kill, wait_until};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -99,10 +99,16 @@ pub(crate) fn processes(cluster: &Cluster, word: &str) -> Vec<Process> {
     found
 }
 
-/// Whose a remote is.
+/// Whose a remote is. Here the file can be seen while it is written.
 pub(crate) fn owner_of(remote: &Remote) -> Owner {
-    let text = fs::read(remote.files(NAME).join(owner::FILE)).expect("somebody ships here");
-    serde_json::from_slice(&text).expect("it is written as a whole")
+    let file = remote.files(NAME).join(owner::FILE);
+    let mut owner = None;
+    wait_until("it is written as a whole", AGAIN, || {
+        let text = fs::read(&file).expect("somebody ships here");
+        owner = serde_json::from_slice(&text).ok();
+        owner.is_some()
+    });
+    owner.expect("it was waited for")
 }
 
 /// A copy of what a cluster has off-site, readable for servers, as long as the first one lives.
