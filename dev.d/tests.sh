@@ -182,7 +182,8 @@ part_sql() {
 part_e2e() {
     build_extension
     install_into "$private_pg_config"
-    cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(nproc)}" "$@"
+    # They wait more than they work.
+    cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(($(nproc) + 1))}" "$@"
 }
 
 # Builds without a word, unless somebody looks on, then runs `cargo test CARGO'S.. -- THE TESTS'..`.
