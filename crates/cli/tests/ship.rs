@@ -15,6 +15,7 @@ use nrt_core::offsite::tail::{DIRECTORY, Piece};
 use nrt_core::offsite::{Phase, Plan, Position, Status};
 use nrt_core::restore::catalog::RestorePoint;
 use nrt_core::restore::points;
+use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
 const NRT_BACKUP: &str = env!("CARGO_BIN_EXE_nrt-backup");
@@ -234,6 +235,14 @@ fn wal(segment: Segment) -> Vec<u8> {
     bytes
 }
 
+/// A segment in the archive, as pgBackRest stores it: the path of its file, and what is in it.
+fn archived(segment: Segment) -> (String, Vec<u8>) {
+    let (name, content) = (segment.name(SIZE), wal(segment));
+    let hash: String = Sha1::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let packed = zstd::encode_all(&content[..], 1).expect("memory is there");
+    (format!("{ARCHIVE}/{}/{name}-{hash}.zst", &name[..16]), packed)
+}
+
 /// Every file below a directory, by path.
 fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
@@ -303,16 +312,36 @@ fn an_archived_segment_takes_the_place_of_its_tail() {
     world.wait_for(at(SIZE + 600));
     let first = Segment { timeline: 1, number: FIRST };
     let name = first.name(SIZE);
-    let hash = "0123456789012345678901234567890123456789";
-    let archived = format!("{ARCHIVE}/{}/{name}-{hash}.zst", &name[..16]);
-    world.write(&format!("repository/{archived}"), b"as pgBackRest packed it");
+    let (archived, packed) = archived(first);
+    world.write(&format!("repository/{archived}"), &packed);
     let tail = world.there().join(DIRECTORY).join("00000001");
     until("its tail is gone", || !tail.join(&name).exists());
     // Never before: what is removed must be there as a whole.
     let there = world.there().join("repository").join(&archived);
-    assert_eq!(fs::read(there).expect("it is there"), b"as pgBackRest packed it");
+    assert!(fs::read(there).expect("it is there") == packed, "it is not whole");
     let next = Segment { timeline: 1, number: FIRST + 1 };
     assert!(tail.join(next.name(SIZE)).exists(), "the next segment's tail is needed still");
+}
+
+#[test]
+fn what_rclone_was_writing_when_it_was_killed_is_no_segment() {
+    let world = World::new();
+    let first = Segment { timeline: 1, number: FIRST };
+    let (archived, packed) = archived(first);
+    let there = world.there().join("repository").join(&archived);
+    // From version 1.63 on it gives a file its name at the end.
+    let half = format!("remote/backups/main/repository/{archived}.a1b2c3d4.partial");
+    world.write(&half, &packed[..packed.len() / 2]);
+    let mut ship = world.ship();
+    for offset in [500, SIZE + 600] {
+        ship.tell(at(offset));
+        world.wait_for(at(offset));
+    }
+    // Nor does it keep the whole one from getting there.
+    world.write(&format!("repository/{archived}"), &packed);
+    until("the segment is there", || fs::read(&there).is_ok_and(|it| it == packed));
+    until("the backup is there", || world.status().backups == [LABEL]);
+    assert_eq!(world.status().mirror_failure, None);
 }
 
 #[test]

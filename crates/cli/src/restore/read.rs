@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use nrt_core::lsn::{Lsn, Segment};
+use nrt_core::lsn::Lsn;
 use nrt_core::offsite::RESTORE_POINTS;
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::offsite::tail::{Coverage, DIRECTORY, Piece, parse_history};
+use nrt_core::pgbackrest::archive::stored_segment;
 use nrt_core::pgbackrest::info::Backup;
 use nrt_core::pgbackrest::names::valid_label;
 use nrt_core::restore::Refusal;
@@ -78,9 +79,6 @@ pub(crate) fn read(
     let below = format!("archive/{}/{archive_id}", source.stanza);
     for file in source.list(&below)? {
         let name = file.path.rsplit('/').next().unwrap_or_default();
-        if name.ends_with(".pgbackrest.tmp") {
-            continue;
-        }
         let path = format!("{archive_id}/{}", file.path);
         if let Some(timeline) = name.strip_suffix(".history") {
             let Ok(timeline) = u32::from_str_radix(timeline, 16) else { continue };
@@ -88,11 +86,9 @@ pub(crate) fn read(
             let text = String::from_utf8_lossy(&text).into_owned();
             histories.insert(timeline, parse_history(&text));
             shelf.histories.insert(name.to_string(), text);
-        } else if let Some((segment, _)) = name.split_once('-')
-            && let Some(parsed) = Segment::parse(segment, segment_size)
-        {
-            wal.archive(parsed);
-            shelf.archived.insert(segment.to_string(), path);
+        } else if let Some(segment) = stored_segment(&file.path, segment_size) {
+            wal.archive(segment);
+            shelf.archived.insert(segment.name(segment_size), path);
             segments += 1;
             stored += file.size;
         }

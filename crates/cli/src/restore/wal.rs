@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
+use nrt_core::pgbackrest::archive::StoredName;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Stretch;
 use serde::{Deserialize, Serialize};
@@ -235,8 +236,8 @@ impl Store<'_> {
         let group = format!("{id}/{}", name.get(..16).unwrap_or_default());
         let files = self.source.list_anew(&format!("archive/{}/{group}", self.source.stanza))?;
         let found = files.into_iter().find(|file| {
-            file.path.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
-                && !file.path.ends_with(".pgbackrest.tmp")
+            let stored = StoredName::parse(&file.path);
+            stored.is_some_and(|it| it.segment == name && !it.is_partial)
         });
         Ok(found.map(|file| format!("{group}/{}", file.path)))
     }
@@ -356,9 +357,7 @@ pub(super) fn hash_of(bytes: &[u8]) -> String {
 
 /// The hash that pgBackRest has put into an archived segment's name.
 fn hash_in(path: &str) -> Option<&str> {
-    let name = path.rsplit('/').next()?;
-    let hash = name.get(25..65)?;
-    hash.bytes().all(|it| it.is_ascii_hexdigit()).then_some(hash)
+    path.rsplit('/').next().and_then(StoredName::parse).map(|it| it.hash)
 }
 
 /// Unpacks what pgBackRest has packed, as the name's end says.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nrt_core::inventory::Failure;
 use nrt_core::lsn::Segment;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
+use nrt_core::pgbackrest::archive::{StoredName, is_backup_history};
 
 use super::owner::surely_ours;
 use super::remote::{Backoff, Mode, Remote, failure};
@@ -299,15 +300,13 @@ fn conflict(name: &str, other: &str) -> Failure {
 }
 
 /// Whether a file of the archive is mirrored: segments and histories, and nothing that we do not
-/// know.
+/// know. Least of all what rclone was writing when it was killed, `<name>.<hash>.partial`.
 pub(crate) fn is_archived_file(directory: &str, name: &str) -> bool {
-    let hexadecimal =
-        |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_hexdigit());
     let in_group = directory.rsplit('/').next().is_some_and(is_group);
     if in_group {
-        name.get(0..24).is_some_and(hexadecimal)
+        StoredName::parse(name).is_some() || is_backup_history(name)
     } else {
-        name.ends_with(".history") && name.get(0..8).is_some_and(hexadecimal)
+        history_of(name).is_some()
     }
 }
 
@@ -320,8 +319,7 @@ fn history_of(name: &str) -> Option<u32> {
 /// The segment that a file of the archive holds: `<segment>-<hash>`, packed or not. Not a partial
 /// one, nor a backup's history.
 pub(crate) fn segment_of(name: &str, segment_size: u64) -> Option<Segment> {
-    let (segment, _) = name.split_once('-')?;
-    Segment::parse(segment, segment_size)
+    StoredName::parse(name)?.finished(segment_size)
 }
 
 /// The archive of the cluster as it is now: the identifier with the greatest number.
@@ -353,6 +351,13 @@ mod tests {
         assert_eq!(history_of("000000010000000000000003.00000028.backup"), None);
         assert!(!is_archived_file("15-1", "0000000100000000"));
         assert!(!is_archived_file(group, ".new-x"));
+        // As a killed rclone leaves them.
+        for whole in [segment.as_str(), history, &partial] {
+            let half = format!("{whole}.a1b2c3d4.partial");
+            assert!(!is_archived_file(group, &half), "{half}");
+            assert_eq!(segment_of(&half, 16 << 20), None);
+        }
+        assert!(!is_archived_file("15-1", "00000002.history.a1b2c3d4.partial"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use nrt_core::inventory::Failure;
 use nrt_core::offsite::Plan;
+use nrt_core::pgbackrest::archive::StoredName;
 use nrt_core::pgbackrest::names::valid_label;
 
 use crate::commands::look::own_option;
@@ -245,9 +246,8 @@ pub(crate) fn holds(archive: &Path, segment: &str) -> bool {
     let ids = names(archive).unwrap_or_default();
     ids.iter().any(|id| {
         let files = names(&archive.join(id).join(group)).unwrap_or_default();
-        files.iter().any(|name| {
-            !left_out(name) && name.strip_prefix(segment).is_some_and(|rest| rest.starts_with('-'))
-        })
+        let stored = files.iter().filter_map(|name| StoredName::parse(name));
+        stored.filter(|it| !it.is_partial).any(|it| it.segment == segment)
     })
 }
 
@@ -296,9 +296,12 @@ mod tests {
         assert_eq!(names(&mut archive), ["a", "c"]);
         assert!(names(&mut archive).is_empty());
         let segment = "000000010000000000000003";
-        fs::write(group.join(format!("{segment}-12ab.zst.pgbackrest.tmp")), "x").expect("written");
+        let stored = format!("{segment}-0123456789012345678901234567890123456789.zst");
+        for half in ["pgbackrest.tmp", "a1b2c3d4.partial"] {
+            fs::write(group.join(format!("{stored}.{half}")), "x").expect("written");
+        }
         assert!(!holds(root.path(), segment));
-        fs::write(group.join(format!("{segment}-12ab.zst")), "x").expect("written");
+        fs::write(group.join(stored), "x").expect("written");
         assert!(holds(root.path(), segment));
         fs::remove_dir_all(&group).expect("removed");
         assert!(names(&mut archive).is_empty());

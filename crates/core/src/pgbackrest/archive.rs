@@ -136,19 +136,59 @@ impl Found {
 /// `00000002.history` → 2
 fn history(file: &str) -> Option<u32> {
     let digits = file.strip_suffix(".history")?;
-    let hexadecimal = digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if hexadecimal { u32::from_str_radix(digits, 16).ok() } else { None }
+    if is_hexadecimal(digits, 8) { u32::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// `<16 digits>/<24 digits>-<sha1>`, with the suffix of a compression or without one.
-fn stored_segment(path: &str, segment_size: u64) -> Option<Segment> {
+/// The finished segment that a file below a cluster's archive holds: `<16 digits>/<file>`.
+pub fn stored_segment(path: &str, segment_size: u64) -> Option<Segment> {
     let (directory, file) = path.split_once('/')?;
-    let (name, rest) = file.split_once('-')?;
-    let (hash, suffix) = rest.split_once('.').unwrap_or((rest, ""));
-    let placed = directory.len() == 16 && name.starts_with(directory);
-    let hashed = hash.len() == 40 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let finished = matches!(suffix, "" | "gz" | "bz2" | "lz4" | "zst");
-    if placed && hashed && finished { Segment::parse(name, segment_size) } else { None }
+    let placed = directory.len() == 16 && file.starts_with(directory);
+    StoredName::parse(file).filter(|_| placed)?.finished(segment_size)
+}
+
+/// The name of a file that holds a segment: `<24 digits>-<sha1>`, or `<24 digits>.partial-<sha1>`,
+/// with the suffix of a compression or without one.
+///
+/// Any other name is that of something else, also one that only begins like this: what a program
+/// was writing when it was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredName<'a> {
+    /// The segment's name.
+    pub segment: &'a str,
+    /// Whether it was archived before it was full, as the last one of a timeline is.
+    pub is_partial: bool,
+    /// The SHA-1 of the segment, before it was packed or encrypted.
+    pub hash: &'a str,
+}
+
+impl StoredName<'_> {
+    /// Reads a file's name. `None` for any other one.
+    pub fn parse(file: &str) -> Option<StoredName<'_>> {
+        let (name, rest) = file.split_once('-')?;
+        let (hash, suffix) = rest.split_once('.').unwrap_or((rest, ""));
+        let (segment, is_partial) = match name.strip_suffix(".partial") {
+            Some(segment) => (segment, true),
+            None => (name, false),
+        };
+        let known = ["", "gz", "bz2", "lz4", "zst"].contains(&suffix) && !rest.ends_with('.');
+        let is_one = is_hexadecimal(segment, 24) && is_hexadecimal(hash, 40) && known;
+        is_one.then_some(StoredName { segment, is_partial, hash })
+    }
+
+    /// The segment, if all of it is there.
+    pub fn finished(&self, segment_size: u64) -> Option<Segment> {
+        if self.is_partial { None } else { Segment::parse(self.segment, segment_size) }
+    }
+}
+
+/// Whether a file's name is that of a backup's history: `<24 digits>.<8 digits>.backup`.
+pub fn is_backup_history(file: &str) -> bool {
+    let parts = file.strip_suffix(".backup").and_then(|it| it.split_once('.'));
+    parts.is_some_and(|(segment, at)| is_hexadecimal(segment, 24) && is_hexadecimal(at, 8))
+}
+
+fn is_hexadecimal(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 impl<'de> DeserializeSeed<'de> for &mut Found {
@@ -240,6 +280,8 @@ mod tests {
             format!("{directory}/{name}.partial-{HASH}.zst"),
             format!("{directory}/{name}.00000028.backup"),
             format!("{directory}/{name}-{HASH}.zst.pgbackrest.tmp"),
+            format!("{directory}/{name}-{HASH}.zst.a1b2c3d4.partial"),
+            format!("{directory}/{name}-{HASH}."),
             format!("{directory}/{name}-{HASH}.tar"),
             format!("{directory}/{name}-1234.zst"),
             format!("{directory}/{name}"),
@@ -254,6 +296,25 @@ mod tests {
         ];
         let json = listing(others.into_iter().map(|file| (file, 1)));
         assert_eq!(parse_listing(&json, MB16).expect("a listing"), ArchiveListing::default());
+    }
+
+    #[test]
+    fn knows_the_names_of_segments_and_of_backup_histories() {
+        let segment = "000000010000000000000005";
+        for (infix, suffix, is_partial) in [("", ".zst", false), (".partial", "", true)] {
+            let file = format!("{segment}{infix}-{HASH}{suffix}");
+            let expected = StoredName { segment, is_partial, hash: HASH };
+            assert_eq!(StoredName::parse(&file), Some(expected));
+            let finished = expected.finished(MB16);
+            assert_eq!(finished, (!is_partial).then_some(Segment { timeline: 1, number: 5 }));
+            assert_eq!(StoredName::parse(&format!("{file}.a1b2c3d4.partial")), None);
+            assert!(!is_backup_history(&file));
+        }
+        let history = format!("{segment}.00000028.backup");
+        assert!(is_backup_history(&history));
+        for other in [format!("{history}.a1b2c3d4.partial"), format!("{segment}.28.backup")] {
+            assert!(!is_backup_history(&other), "{other}");
+        }
     }
 
     #[test]
