@@ -318,6 +318,56 @@ fn what_was_on_its_way_when_the_machine_vanished_is_no_gap() {
 }
 
 #[test]
+fn a_segment_that_was_on_its_way_to_the_archive_is_in_the_tail() {
+    let remote = Remote::new("in-the-tail", Kind::WebDav);
+    let cluster = shipping(Cluster::with_segments_of("in-the-tail", 1), &remote);
+    cluster.sql("create table t as select i, 'kept' as filler from generate_series(1, 50) i");
+    let segment = archive_segment(&cluster);
+    let wal = fs::read(cluster.data().join("pg_wal").join(&segment)).expect("it is still there");
+    cluster.sql("insert into t select i, 'later' from generate_series(51, 100) i");
+    wait_for_shipped(&cluster);
+    let content = cluster.value(CONTENT);
+    cluster.vanish();
+
+    // The machine vanished while it sent the segment, of which the tail had everything.
+    let archive = remote.files(NAME).join("repository/archive/main");
+    let stored = contents(&archive).into_iter().find(|(path, _)| path.contains(&segment));
+    let (path, packed) = stored.expect("it is archived");
+    fs::write(archive.join(path), &packed[..packed.len() / 2]).expect("it is ours");
+    let size = 1 << 20;
+    let segment = Segment::parse(&segment, size).expect("a segment's name");
+    let [start, middle, end] = [0, size / 2, size].map(|at| Lsn(segment.start(size).0 + at));
+    let tail = remote.files(NAME).join(tail::DIRECTORY);
+    let piece_of = |from, to| tail.join(Piece { segment, from, to }.path(size));
+    let (first, second) = wal.split_at(wal.len() / 2);
+    for (path, part) in [(piece_of(start, middle), first), (piece_of(middle, end), second)] {
+        fs::create_dir_all(path.parent().expect("it is below")).expect("it can be made");
+        fs::write(path, zstd::encode_all(part, 1).expect("packed")).expect("it can be written");
+    }
+    // What lists its files has known them for up to a second.
+    remote.kill();
+    remote.start();
+
+    let remote_arguments = from(&remote);
+    let arguments = [&texts(&remote_arguments)[..], &["--original"]].concat();
+    let place = Place::new("all-of-it");
+    place.restored(&arguments);
+    place.cluster.start();
+    assert_eq!(place.cluster.value(CONTENT), content);
+    drop(place);
+
+    // Where the tail has only half of it, too, it is named.
+    fs::remove_file(piece_of(middle, end)).expect("it is ours");
+    remote.kill();
+    remote.start();
+    let place = Place::new("half-of-it");
+    let (code, text) = place.run("restore", &arguments);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains(&segment.name(size)) && text.contains("is damaged"), "{text}");
+    assert!(!is_promoted(&place.cluster));
+}
+
+#[test]
 fn what_cannot_be_reached_is_never_the_end_of_the_wal() {
     let remote = Remote::behind_proxy("unreachable", Kind::WebDav);
     let content = lost_in_many_segments("unreachable", &remote);

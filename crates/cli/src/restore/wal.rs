@@ -168,18 +168,30 @@ impl Store<'_> {
 
     /// A whole segment, of which at least what lies before `to` is known.
     fn bytes(&self, name: &str, segment: Segment, to: Lsn) -> Result<Vec<u8>, Trouble> {
-        if let Some(path) = self.shelf.archived.get(name)
-            && let Some(bytes) = self.archived(path)?
-        {
+        let known = self.shelf.archived.get(name);
+        let archived = known.map_or(Ok(None), |path| self.archived(path));
+        if let Ok(Some(bytes)) = archived {
             return Ok(bytes);
         }
+        // Also where it is damaged: what was cut off on its way there has all of its tail beside it.
+        let is_it = |bytes: &[u8]| {
+            let hash = known.and_then(|path| hash_in(path));
+            hash.is_none_or(|hash| hash == hash_of(bytes))
+        };
         let damaged = match self.of_the_tail(name, segment, to)? {
-            Assembled::Whole(bytes) => return Ok(bytes),
+            // Of a part of it, the hash says nothing.
+            Assembled::Whole(bytes)
+                if to < segment.end(self.shelf.segment_size) || is_it(&bytes) =>
+            {
+                return Ok(bytes);
+            }
+            Assembled::Whole(_) => None,
             Assembled::UpTo(reached, damaged) => damaged.map(|path| (reached, path)),
         };
-        if let Some(bytes) = self.of_pg_wal(name) {
+        if let Some(bytes) = self.of_pg_wal(name).filter(|it| is_it(it)) {
             return Ok(bytes);
         }
+        archived?;
         // The original may have archived it meanwhile, and taken it out of the tail then.
         if let Some(path) = self.now_archived(name)?
             && let Some(bytes) = self.archived(&path)?
