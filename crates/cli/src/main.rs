@@ -4,6 +4,7 @@ mod commands;
 mod container;
 mod drill;
 mod restore;
+mod segment;
 mod ship;
 
 use std::ffi::{OsStr, OsString};

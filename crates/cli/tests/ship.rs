@@ -345,6 +345,36 @@ fn what_rclone_was_writing_when_it_was_killed_is_no_segment() {
 }
 
 #[test]
+fn the_tail_of_a_segment_that_is_cut_off_stays() {
+    let world = World::new();
+    // Of a server that vanished while it sent the first one. This one has neither.
+    let [first, next] = [FIRST, FIRST + 1].map(|number| Segment { timeline: 1, number });
+    for (segment, part) in [(first, 2), (next, 1)] {
+        let (path, packed) = archived(segment);
+        let half = &packed[..packed.len() / part];
+        world.write(&format!("remote/backups/main/repository/{path}"), half);
+        let piece = Piece { segment, from: segment.start(SIZE), to: segment.end(SIZE) };
+        let content = zstd::encode_all(&wal(segment)[..], 1).expect("memory is there");
+        let path = format!("remote/backups/main/{DIRECTORY}/{}", piece.path(SIZE));
+        world.write(&path, &content);
+    }
+    let mut ship = world.ship();
+    ship.tell(at(2 * SIZE + 600));
+    let pieces_of = |segment| {
+        world.pieces().into_iter().filter(move |(piece, _)| piece.segment == segment).count()
+    };
+    until("the tail of the whole one is gone", || pieces_of(next) == 0);
+    assert_eq!(pieces_of(first), 1);
+    // Also where it is sure by now what is whole.
+    ship.kill();
+    let mut ship = world.ship();
+    ship.tell(at(2 * SIZE + 600));
+    until("it ships", || world.status().phase == Phase::Shipping);
+    sleep(Duration::from_secs(1));
+    assert_eq!(pieces_of(first), 1);
+}
+
+#[test]
 fn nothing_of_a_timeline_is_there_before_its_history() {
     let world = World::new();
     let left = at(500);

@@ -21,9 +21,9 @@ use super::planning::{Planned, manifest_text};
 use super::progress::Progress;
 use super::server::Programs;
 use super::source::Source;
-use super::wal::{hash_of, unpack};
 use super::waldump::Dump;
 use super::{Run, configuration};
+use crate::segment::{hash_of, unpack};
 
 /// Databases that every restore has.
 const BUILT_IN: [&str; 3] = ["postgres", "template0", "template1"];

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,10 +24,10 @@ use nrt_core::pgbackrest::archive::StoredName;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Stretch;
 use serde::{Deserialize, Serialize};
-use sha1::{Digest, Sha1};
 
 use super::source::{Place, Source};
 use super::work::Work;
+use crate::segment::{hash_in, hash_of, unpack};
 use crate::ship::failure;
 
 /// The file of a [`Shelf`] in the work directory.
@@ -362,31 +362,6 @@ pub(crate) fn damaged_pieces(source: &Source, shelf: &Shelf) -> Result<Vec<Piece
     Ok(damaged)
 }
 
-/// The SHA-1 of something, as pgBackRest writes it.
-pub(super) fn hash_of(bytes: &[u8]) -> String {
-    Sha1::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The hash that pgBackRest has put into an archived segment's name.
-fn hash_in(path: &str) -> Option<&str> {
-    path.rsplit('/').next().and_then(StoredName::parse).map(|it| it.hash)
-}
-
-/// Unpacks what pgBackRest has packed, as the name's end says.
-pub(super) fn unpack(path: &str, packed: &[u8], size: u64) -> io::Result<Vec<u8>> {
-    let limit = size + 1;
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    let reader: Box<dyn Read + '_> = match path.rsplit_once('.').map(|(_, end)| end) {
-        Some("zst") => Box::new(zstd::Decoder::new(packed)?),
-        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(packed)),
-        Some("lz4") => Box::new(lz4_flex::frame::FrameDecoder::new(packed)),
-        Some("bz2") => Box::new(bzip2::read::MultiBzDecoder::new(packed)),
-        _ => Box::new(packed),
-    };
-    reader.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// How many segments are got before PostgreSQL asks for them: a window of bytes, so that large
 /// segments do not fill the disk.
 const AHEAD_BYTES: u64 = 256 << 20;
@@ -598,7 +573,6 @@ impl Getter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     const SIZE: u64 = 1 << 20;
 
@@ -621,42 +595,5 @@ mod tests {
         assert_eq!(shelf.part(segment(1, 3)), Part::None);
         assert_eq!(shelf.part(segment(2, 3)), Part::UpTo(Lsn(3 * SIZE + 100)));
         assert_eq!(shelf.part(segment(2, 4)), Part::None);
-    }
-
-    #[test]
-    fn unpacks_whatever_pgbackrest_packs() {
-        let content = b"WAL ".repeat(5000);
-        let gz = {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
-            encoder.write_all(&content).expect("packed");
-            encoder.finish().expect("packed")
-        };
-        let lz4 = {
-            let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::new());
-            encoder.write_all(&content).expect("packed");
-            encoder.finish().expect("packed")
-        };
-        let bz2 = {
-            let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), Default::default());
-            encoder.write_all(&content).expect("packed");
-            encoder.finish().expect("packed")
-        };
-        let zst = zstd::encode_all(&content[..], 1).expect("packed");
-        for (name, packed) in
-            [("a.gz", gz), ("a.lz4", lz4), ("a.bz2", bz2), ("a.zst", zst), ("a", content.clone())]
-        {
-            assert_eq!(unpack(name, &packed, SIZE).expect("unpacked"), content, "{name}");
-        }
-        assert!(unpack("a.zst", b"no zstd", SIZE).is_err());
-        // What grows without end is cut off, and is no segment then.
-        assert_eq!(unpack("a", &content, 10).expect("unpacked").len(), 11);
-    }
-
-    #[test]
-    fn a_name_has_its_hash() {
-        let hash = "0123456789abcdef0123456789abcdef01234567";
-        let name = format!("15-1/0000000100000000/000000010000000000000003-{hash}.zst");
-        assert_eq!(hash_in(&name), Some(hash));
-        assert_eq!(hash_in("15-1/00000002.history"), None);
     }
 }

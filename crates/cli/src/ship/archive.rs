@@ -1,6 +1,7 @@
 //! Mirrors the archive: every finished segment, in order, as pgBackRest has stored it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,13 +10,16 @@ use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
 use nrt_core::lsn::Segment;
-use nrt_core::offsite::tail::{DIRECTORY, Piece};
+use nrt_core::offsite::tail::{Coverage, DIRECTORY, Piece};
 use nrt_core::pgbackrest::archive::{StoredName, is_backup_history};
 
+use super::bring_back;
 use super::owner::surely_ours;
+use super::rclone::Refusal;
 use super::remote::{Backoff, Mode, Remote, failure};
 use super::repository::{Archive, is_group};
 use super::state::Shared;
+use crate::segment::{Proof, prove};
 
 /// How often the local archive is looked at while WAL is written, and while none is.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -23,14 +27,23 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 const ROUND: usize = 64;
 /// How long a deletion that failed is left alone: the credentials may not allow any.
 const DELETE_AGAIN: Duration = Duration::from_secs(300);
+/// Segments of one clearing of the tail that are looked into: new ones must not wait for long.
+const PROOFS: usize = 4;
 
 /// The archive's files, by directory below the stanza's.
 pub(crate) type Files = BTreeMap<String, BTreeSet<String>>;
 
 /// Mirrors until the session is over. `there` is what the remote holds already.
 pub(crate) fn run(shared: &Shared, remote: &Remote, there: &Mutex<Files>) {
-    let mut mirror =
-        Mirror { shared, remote, there, local: Archive::default(), delete_again: None };
+    let mut mirror = Mirror {
+        shared,
+        remote,
+        there,
+        local: Archive::default(),
+        proven: Coverage::default(),
+        unknown: BTreeSet::new(),
+        delete_again: None,
+    };
     let mut backoff = Backoff::new();
     let mut position = None;
     while !shared.is_over() {
@@ -92,6 +105,10 @@ struct Mirror<'a> {
     remote: &'a Remote,
     there: &'a Mutex<Files>,
     local: Archive,
+    /// Segments that the remote surely holds as a whole.
+    proven: Coverage,
+    /// Segments of which that cannot be told. Their tail stays.
+    unknown: BTreeSet<Segment>,
     delete_again: Option<Instant>,
 }
 
@@ -174,7 +191,7 @@ impl Mirror<'_> {
                 let mode = if segment.is_some() { Mode::SameName } else { Mode::Replace };
                 match remote.send(root, &file, &path, mode) {
                     Ok(()) => {
-                        sent.push((directory.clone(), name.clone()));
+                        sent.push((directory.clone(), name.clone(), *segment));
                         shared.change(|state| {
                             if let Some(segment) = segment {
                                 state.coverage.archive(*segment);
@@ -200,8 +217,11 @@ impl Mirror<'_> {
         let mut problem = None;
         let mut there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
         for (sent, failed) in outcomes {
-            for (directory, name) in sent {
+            for (directory, name, segment) in sent {
                 there.entry(directory).or_default().insert(name);
+                if let Some(segment) = segment {
+                    self.proven.archive(segment);
+                }
             }
             problem = problem.or(failed);
         }
@@ -227,7 +247,9 @@ impl Mirror<'_> {
             let (gone, waiting): (Vec<Piece>, Vec<Piece>) = old.partition(is_safe);
             state.replaced = waiting;
             let wrong = std::mem::take(&mut state.wrong);
-            (state.coverage.superseded(), gone, wrong)
+            let mut superseded = state.coverage.superseded();
+            superseded.retain(|piece| !self.unknown.contains(&piece.segment));
+            (superseded, gone, wrong)
         };
         if superseded.is_empty() && gone.is_empty() && wrong.is_empty() {
             return;
@@ -238,16 +260,25 @@ impl Mirror<'_> {
         for piece in superseded {
             segments.entry(piece.segment).or_default().push(piece);
         }
-        let purged: BTreeSet<Segment> = segments.keys().copied().collect();
+        let mut purged = BTreeSet::new();
+        let mut proofs = 0;
         for (segment, pieces) in segments {
-            let timeline = segment.timeline;
-            let directory = format!("{DIRECTORY}/{timeline:08X}/{}", segment.name(size));
-            match problem.clone().map_or_else(|| self.remote.purge(&directory), Err) {
-                Ok(()) => self.shared.change(|state| {
-                    for piece in &pieces {
-                        state.coverage.remove(piece);
-                    }
-                }),
+            if problem.is_none() && !self.proven.is_archived(segment) {
+                proofs += 1;
+                if proofs > PROOFS {
+                    continue;
+                }
+            }
+            match problem.clone().map_or_else(|| self.purge(segment), Err) {
+                Ok(true) => {
+                    purged.insert(segment);
+                    self.shared.change(|state| {
+                        for piece in &pieces {
+                            state.coverage.remove(piece);
+                        }
+                    });
+                }
+                Ok(false) => {}
                 Err(refusal) => {
                     left.extend(pieces);
                     problem = Some(refusal);
@@ -276,9 +307,70 @@ impl Mirror<'_> {
             state.undeleted.insert("tail", (count, problem));
         });
     }
+
+    /// Removes the tail of a segment that is archived on the remote. `false` where it may be the
+    /// only whole copy of that: an upload that a vanished machine has cut off has the segment's
+    /// name, too.
+    fn purge(&mut self, segment: Segment) -> Result<bool, Refusal> {
+        let name = segment.name(self.shared.plan.segment_size);
+        match self.prove(segment)? {
+            Proof::Whole => {
+                self.proven.archive(segment);
+                let timeline = segment.timeline;
+                self.remote.purge(&format!("{DIRECTORY}/{timeline:08X}/{name}"))?;
+                Ok(true)
+            }
+            Proof::Broken => {
+                eprintln!("archive: segment {name} is damaged on the remote: its tail stays");
+                self.shared.change(|state| state.coverage.forget_archived(segment));
+                Ok(false)
+            }
+            Proof::Unknown => {
+                self.unknown.insert(segment);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether the remote's archive holds a segment as a whole.
+    fn prove(&self, segment: Segment) -> Result<Proof, Refusal> {
+        if self.proven.is_archived(segment) {
+            return Ok(Proof::Whole);
+        }
+        let Some(path) = self.stored_as(segment) else { return Ok(Proof::Unknown) };
+        let plan = &self.shared.plan;
+        let path = format!("archive/{}/{path}", plan.stanza);
+        // What is here has the same size there.
+        let here = self.shared.repository.join(&path);
+        match prove(&here, &path) {
+            Proof::Whole => return Ok(Proof::Whole),
+            // Encrypted, by the pgBackRest of this server and not brought back from there.
+            Proof::Unknown if here.exists() && !bring_back::is_due(Path::new(&plan.state)) => {
+                return Ok(Proof::Whole);
+            }
+            Proof::Unknown | Proof::Broken => {}
+        }
+        let file = self.remote.outbox().join(self.remote.spool_name());
+        let is_there = self.remote.fetch(&format!("repository/{path}"), &file)?;
+        let proof = if is_there { prove(&file, &path) } else { Proof::Broken };
+        // The next session clears the outbox, at the latest.
+        let _ = fs::remove_file(file);
+        Ok(proof)
+    }
+
+    /// The path of a segment's file in the remote's archive.
+    fn stored_as(&self, segment: Segment) -> Option<String> {
+        let name = segment.name(self.shared.plan.segment_size);
+        let there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = there.keys().filter_map(|it| it.split('/').next()).map(str::to_string);
+        let id = newest_id(ids.collect::<BTreeSet<String>>().iter())?;
+        let directory = format!("{id}/{}", name.get(..16)?);
+        let stored = namesake(there.get(&directory)?, &format!("{name}-"))?;
+        Some(format!("{directory}/{stored}"))
+    }
 }
 
-/// Another file of the same segment: with other content, as its name says.
+/// A file of the segment with which a name begins.
 fn namesake<'a>(known: &'a BTreeSet<String>, name: &str) -> Option<&'a str> {
     let segment = name.get(0..24).filter(|_| name.as_bytes().get(24) == Some(&b'-'))?;
     let from = format!("{segment}-");
