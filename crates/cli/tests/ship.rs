@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nrt_core::layout;
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
@@ -372,6 +373,55 @@ fn the_tail_of_a_segment_that_is_cut_off_stays() {
     until("it ships", || world.status().phase == Phase::Shipping);
     sleep(Duration::from_secs(1));
     assert_eq!(pieces_of(first), 1);
+}
+
+#[test]
+fn what_was_cut_off_while_it_was_brought_back_is_never_sent() {
+    let world = World::new();
+    let older = "20261121-010203F";
+    let backup = format!("backup/main/{older}");
+    let [half, none] =
+        [FIRST - 2, FIRST - 1].map(|number| archived(Segment { timeline: 1, number }));
+    for (path, content) in [
+        (format!("{backup}/backup.manifest"), &b"a manifest\n"[..]),
+        (format!("{backup}/bundle/1"), &b"the data\n"[..]),
+        (half.0.clone(), &half.1[..]),
+        (none.0.clone(), &none.1[..]),
+    ] {
+        world.write(&format!("remote/backups/main/repository/{path}"), content);
+    }
+    let restored = layout::Restored {
+        at: chrono::DateTime::UNIX_EPOCH,
+        backup: older.to_string(),
+        source: "there:backups/main".to_string(),
+        timeline: 1,
+        lsn: at(0),
+        last_commit: None,
+        is_copy: false,
+        full_taken: None,
+        target: None,
+    };
+    world.write(
+        &format!("state/{}", layout::RESTORED),
+        &serde_json::to_vec(&restored).expect("JSON"),
+    );
+    world.write(&format!("repository/{}", half.0), &half.1[..half.1.len() / 2]);
+    let staging = "repository/archive/main/.bring-back";
+    world.write(&format!("{staging}/15-1/0000000100000000/x.a1b2c3d4.partial"), b"half");
+
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    let manifest = world.path(&format!("repository/{backup}/backup.manifest"));
+    until("the older backup is here", || manifest.exists());
+    until("the newer backup is there", || world.status().backups == [LABEL]);
+    for (path, content) in [half, none] {
+        for place in [world.path("repository"), world.there().join("repository")] {
+            let found = fs::read(place.join(&path)).expect("it is there");
+            assert!(found == content, "\"{path}\" is not whole at {}", place.display());
+        }
+    }
+    assert!(!world.path(staging).exists(), "what was left is still there");
+    assert!(!files(&world.there()).into_keys().any(|path| path.contains("bring-back")));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Mirrors the archive: every finished segment, in order, as pgBackRest has stored it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -402,6 +403,14 @@ pub(crate) fn is_archived_file(directory: &str, name: &str) -> bool {
     }
 }
 
+/// Whether the file here may replace one on the remote, of another size: never a longer segment by
+/// a shorter one, unless that is whole. One that is cut off here would otherwise be so on both sides.
+pub(crate) fn may_replace(file: &Path, there: u64) -> bool {
+    let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let is_shorter = fs::metadata(file).is_ok_and(|it| it.len() < there);
+    !is_shorter || StoredName::parse(name).is_none() || prove(file, name) == Proof::Whole
+}
+
 /// The timeline whose history a file of the archive tells.
 fn history_of(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".history").filter(|it| it.len() == 8)?;
@@ -424,6 +433,7 @@ pub(crate) fn newest_id<'a>(directories: impl Iterator<Item = &'a String>) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::hash_of;
 
     #[test]
     fn knows_the_archives_files() {
@@ -450,6 +460,24 @@ mod tests {
             assert_eq!(segment_of(&half, 16 << 20), None);
         }
         assert!(!is_archived_file("15-1", "00000002.history.a1b2c3d4.partial"));
+    }
+
+    #[test]
+    fn only_a_whole_segment_takes_the_place_of_a_longer_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let content = b"WAL ".repeat(1000);
+        let segment = "000000010000000000000003";
+        let file = directory.path().join(format!("{segment}-{}", hash_of(&content)));
+        fs::write(&file, &content[..2000]).expect("written");
+        assert!(!may_replace(&file, 4000));
+        assert!(may_replace(&file, 1000));
+        fs::write(&file, &content).expect("written");
+        assert!(may_replace(&file, 5000));
+        // Histories are written anew.
+        let history = directory.path().join("00000002.history");
+        fs::write(&history, "x").expect("written");
+        assert!(may_replace(&history, 2));
+        assert!(may_replace(&directory.path().join("none"), 2));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use nrt_process::files::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::archive::{Files, newest_id, segment_of};
+use super::archive::{Files, may_replace, newest_id, segment_of};
 use super::bring_back;
 use super::compare::{self, Found};
 use super::configuration;
@@ -291,6 +291,7 @@ impl Mirror<'_> {
         });
         let unknown: BTreeSet<String> = unknown.cloned().collect();
         if unknown.is_empty() {
+            bring_back::clear(self.shared);
             return Ok(());
         }
         if bring_back::is_due(Path::new(&self.shared.plan.state)) {
@@ -663,10 +664,13 @@ impl Mirror<'_> {
         }
         let mut again = found.missing;
         for path in found.different {
-            let here = fs::metadata(self.shared.repository.join(&path)).map(|it| it.len());
+            let file = self.shared.repository.join(&path);
+            let here = fs::metadata(&file).map(|it| it.len());
             let there = self.remote.size(&format!("repository/{path}"));
             match (here, there) {
-                (Ok(here), Ok(Some(there))) if here == there => comparison.different.push(path),
+                (Ok(here), Ok(Some(there))) if here == there || !may_replace(&file, there) => {
+                    comparison.different.push(path);
+                }
                 (Ok(_), Ok(_)) => again.push(path),
                 // Expired meanwhile, or not to be told.
                 _ => {}

@@ -306,9 +306,13 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
         }
         // Half a file, left by a process that was killed, is not there. What is only there, was
         // expired here.
-        let here = fs::metadata(local.join(&entry.path)).map(|it| it.len());
+        let file = local.join(&entry.path);
+        let here = fs::metadata(&file).map(|it| it.len());
         if here.is_ok_and(|here| i64::try_from(here) != Ok(entry.size)) {
-            continue;
+            if archive::may_replace(&file, u64::try_from(entry.size).unwrap_or(0)) {
+                continue;
+            }
+            eprintln!("archive: \"{name}\" is cut off here; the remote's stays");
         }
         if newest.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/")))
             && let Some(segment) = archive::segment_of(name, size)

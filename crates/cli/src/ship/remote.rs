@@ -325,11 +325,37 @@ impl Remote {
         stop: &AtomicBool,
         tell: &mut dyn FnMut(u64),
     ) -> Result<(), Refusal> {
+        let config = json!({ "SizeOnly": true });
+        self.fetch_files(path, directory, rules, config, stop, tell)
+    }
+
+    /// The same, but for what `other`, a directory here, holds with the same size.
+    pub(crate) fn fetch_missing(
+        &self,
+        path: &str,
+        directory: &Path,
+        other: &Path,
+        rules: &[&str],
+        stop: &AtomicBool,
+    ) -> Result<(), Refusal> {
+        let config = json!({ "SizeOnly": true, "CompareDest": [other] });
+        self.fetch_files(path, directory, rules, config, stop, &mut |_| {})
+    }
+
+    fn fetch_files(
+        &self,
+        path: &str,
+        directory: &Path,
+        rules: &[&str],
+        config: Value,
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<(), Refusal> {
         let group = format!("fetch-{}", self.numbers.fetch_add(1, Ordering::Relaxed));
         let mut parameters = with_job(json!({
             "srcFs": self.below(path),
             "dstFs": directory,
-            "_config": { "SizeOnly": true },
+            "_config": config,
             "_filter": { "FilterRule": rules },
         }));
         parameters["_group"] = json!(group);
