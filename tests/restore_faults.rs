@@ -172,6 +172,8 @@ fn a_copy_beside_its_original_harms_nothing() {
     assert!(health.contains("this is a copy"), "{health}");
     let shipping = wait_for_health(&copy, "remote", "critical");
     assert!(shipping.contains("another instance"), "{shipping}");
+    let (code, text) = offsite::nrt_backup(&copy, &["takeover"]);
+    assert!(code == 1 && text.contains("RESET archive_mode"), "{code}: {text}");
     copy.sql("insert into t select i, 'copy' from generate_series(101, 200) i");
     copy.sql("select pg_switch_wal()");
     original.sql("insert into t select i, 'later' from generate_series(101, 150) i");

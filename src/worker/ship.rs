@@ -13,6 +13,7 @@ use nrt_core::words::last_words;
 use nrt_process::Leashed;
 use pgrx::prelude::*;
 
+use crate::archiving;
 use crate::postgres::{self, wal};
 use crate::shared;
 use crate::state_directory;
@@ -86,6 +87,7 @@ impl Ship {
             postgres::system_identifier(),
             given.ok().flatten(),
             files.collect(),
+            archiving::now().mode_on,
         );
         self.start_afresh();
     }

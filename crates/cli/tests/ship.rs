@@ -9,7 +9,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nrt_core::layout;
+use nrt_core::inventory::Failure;
+use nrt_core::layout::{self, Restored};
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
@@ -87,6 +88,12 @@ impl World {
         self.path("remote/backups/main")
     }
 
+    /// Has the remote belong to somebody.
+    fn own(&self, owner: &Owner) {
+        let text = serde_json::to_vec(owner).expect("an owner is JSON");
+        self.write(&format!("remote/backups/main/{}", owner::FILE), &text);
+    }
+
     fn plan(&self) -> Plan {
         Plan {
             state: self.text("state"),
@@ -107,6 +114,7 @@ impl World {
             comparison_schedule: "off".to_string(),
             zone: "UTC".to_string(),
             portable_tar: false,
+            archives: true,
             heartbeat: 1,
             interval: 1000,
         }
@@ -611,11 +619,10 @@ fn half_a_piece_counts_for_nothing() {
     assert_eq!(world.reached(at(120_000)), at(120_000));
 }
 
-#[test]
-fn what_belongs_to_another_cluster_is_never_touched() {
-    let world = World::new();
-    let owner = Owner {
-        system_identifier: (SYSTEM + 1).to_string(),
+/// Another instance that has written to the remote, long ago.
+fn another(system: u64) -> Owner {
+    Owner {
+        system_identifier: system.to_string(),
         instance: "another".to_string(),
         host: "elsewhere".to_string(),
         timeline: 1,
@@ -623,9 +630,68 @@ fn what_belongs_to_another_cluster_is_never_touched() {
         unsettled: false,
         complete_until: None,
         shipped: None,
+    }
+}
+
+#[test]
+fn a_restored_copy_takes_no_remote_before_it_is_told_to() {
+    let world = World::new();
+    let mark = Restored {
+        at: chrono::DateTime::UNIX_EPOCH,
+        backup: LABEL.to_string(),
+        source: "there:backups/main".to_string(),
+        timeline: 1,
+        lsn: at(0),
+        last_commit: None,
+        is_copy: true,
+        full_taken: None,
+        target: None,
     };
-    let text = serde_json::to_vec(&owner).expect("an owner is JSON");
-    world.write(&format!("remote/backups/main/{}", owner::FILE), &text);
+    world.write("state/restored.json", &serde_json::to_vec(&mark).expect("JSON"));
+    let mark_now = || -> Restored {
+        let text = fs::read(world.path("state/restored.json")).expect("it is there");
+        serde_json::from_slice(&text).expect("it is whole")
+    };
+    let plan = Plan { archives: false, ..world.plan() };
+    let failure = || world.status().failure.expect("it says why");
+
+    // Neither where nobody is, nor from an original that is silent for long.
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1));
+    until("it is fenced", || world.status().phase == Phase::Fenced);
+    sleep(Duration::from_secs(6));
+    assert_eq!(world.status().phase, Phase::Fenced);
+    assert_eq!(files(&world.path("remote")).len(), 0);
+    world.own(&another(SYSTEM));
+    let before = files(&world.path("remote"));
+    until("it sees the original", || failure().message.contains("elsewhere"));
+    sleep(Duration::from_secs(6));
+    assert_eq!(world.status().phase, Phase::Fenced);
+
+    // Nobody could follow the timeline that it writes.
+    world.write("state/takeover", b"");
+    until("it answers", || !world.path("state/takeover").exists());
+    assert_eq!(world.status().phase, Phase::Fenced);
+    assert!(failure().hint.contains("ALTER SYSTEM RESET archive_mode"), "{:?}", failure());
+    assert!(files(&world.path("remote")) == before, "something was changed");
+    assert!(mark_now().is_copy);
+    ship.end();
+
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    let only_told = |it: Failure| !it.hint.contains("archive_mode");
+    until("it would take over", || world.status().failure.is_some_and(only_told));
+    world.write("state/takeover", b"");
+    until("it ships", || world.status().phase == Phase::Shipping);
+    assert_eq!(mark_now(), Restored { is_copy: false, ..mark });
+    world.wait_for(at(1));
+}
+
+#[test]
+fn what_belongs_to_another_cluster_is_never_touched() {
+    let world = World::new();
+    let owner = another(SYSTEM + 1);
+    world.own(&owner);
     world.write("remote/backups/main/repository/backup/main/backup.info", b"of the other");
     let before = files(&world.path("remote"));
     let mut ship = world.ship();

@@ -21,7 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Makes this server the one that ships to the remote.
 ///
 /// For when the server that shipped there is gone for good: if it is not, its next commits are
-/// off-site no more, and it says so. A remote of another cluster is never taken.
+/// off-site no more, and it says so. A remote of another cluster is never taken. A copy that was
+/// restored beside its original has to archive first (ALTER SYSTEM RESET archive_mode, restart), and
+/// is no copy any more then.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]

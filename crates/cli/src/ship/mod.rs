@@ -417,6 +417,7 @@ mod tests {
             comparison_schedule: "off".to_string(),
             zone: "UTC".to_string(),
             portable_tar: false,
+            archives: true,
             heartbeat: 1,
             interval: 1000,
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
 use nrt_core::inventory::Failure;
-use nrt_core::layout::{self, Instance};
+use nrt_core::layout::{self, Instance, Restored};
 use nrt_core::offsite::owner::{FILE, Owner, Verdict, judge};
 use nrt_core::offsite::tail::DIRECTORY;
 use nrt_core::offsite::{Phase, RESTORE_POINTS};
@@ -36,6 +36,25 @@ pub(crate) fn instance(state: &Path) -> Result<String, Failure> {
     Ok(new.id)
 }
 
+/// What a restore says of this data directory, if it made it as a copy beside its original.
+fn restored_copy(state: &Path) -> Option<Restored> {
+    let text = fs::read(state.join(layout::RESTORED)).ok()?;
+    let restored: Restored = serde_json::from_slice(&text).ok()?;
+    restored.is_copy.then_some(restored)
+}
+
+/// Takes the mark of a copy away from one that is told to take its original's place: it goes on
+/// like any other server that was restored.
+fn be_original(state: &Path, copy: Restored) -> Result<(), Failure> {
+    let original = Restored { is_copy: false, ..copy };
+    let text = serde_json::to_vec(&original).unwrap_or_default();
+    let path = state.join(layout::RESTORED);
+    write_atomically(&path, &text).map_err(|error| Failure {
+        message: format!("\"{}\" cannot be written: {error}", path.display()),
+        hint: "See that the server's user may write to it, and that its disk has room.".to_string(),
+    })
+}
+
 /// Waits until the remote is ours. `false` if the session ends before.
 pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Failure> {
     let heartbeat = beat(shared);
@@ -49,13 +68,20 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
         if unchanged_for.is_zero() {
             seen = found.clone().map(|owner| (owner, Instant::now()));
         }
-        let request = Path::new(&shared.plan.state).join(layout::TAKEOVER);
+        let state = Path::new(&shared.plan.state);
+        let request = state.join(layout::TAKEOVER);
         let asked = fs::read_to_string(&request).ok();
+        let copy = restored_copy(state);
+        let taking_over = asked.is_some() && (copy.is_none() || shared.plan.archives);
         let system_id = shared.plan.system_id;
+        let is_copy = copy.is_some();
         let verdict =
-            judge(found.as_ref(), system_id, me, unchanged_for, heartbeat, asked.is_some());
+            judge(found.as_ref(), system_id, me, unchanged_for, heartbeat, taking_over, is_copy);
         match verdict {
             Verdict::Ours | Verdict::MayClaim => {
+                if let Some(copy) = copy {
+                    be_original(state, copy)?;
+                }
                 if let (Verdict::Ours, Some(owner)) = (&verdict, &found) {
                     // A remote may show for a while what was there before.
                     shared.beats(owner.heartbeat);
@@ -98,6 +124,14 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                 // Nothing that an operator asks can make this right.
                 let _ = fs::remove_file(&request);
                 fence(shared, other_cluster(&owner));
+            }
+            Verdict::Copy(owner) => {
+                fence(shared, only_a_copy(copy.as_ref(), owner.as_ref(), shared.plan.archives));
+                if asked.is_some() {
+                    // Whoever asked finds the reason.
+                    shared.show(Duration::ZERO);
+                    let _ = fs::remove_file(&request);
+                }
             }
         }
         let next = Instant::now() + heartbeat / 3;
@@ -348,5 +382,26 @@ fn other_cluster(owner: &Owner) -> Failure {
             owner.system_identifier, owner.host
         ),
         hint: "Set nrt_backup.name to a name of this cluster's own.".to_string(),
+    }
+}
+
+fn only_a_copy(copy: Option<&Restored>, owner: Option<&Owner>, archives: bool) -> Failure {
+    let source = copy.map_or("a backup", |copy| &copy.source);
+    let owner = owner.map_or(String::new(), |owner| {
+        format!(
+            ", and the remote is another instance's of this cluster, on host \"{}\"",
+            owner.host
+        )
+    });
+    let archiving =
+        if archives { "" } else { "ALTER SYSTEM RESET archive_mode, restart the server, " };
+    Failure {
+        message: format!(
+            "this is a copy that was restored from {source}{owner}: nothing is shipped from here"
+        ),
+        hint: format!(
+            "To make it a server of its own: {archiving}set nrt_backup.name to another name unless \
+             the original is gone for good, and run \"nrt-backup takeover\" here."
+        ),
     }
 }

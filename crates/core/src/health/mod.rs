@@ -87,7 +87,8 @@ impl Archiving {
                 moment(copy.at)
             ),
             hint: "To make it a server of its own: ALTER SYSTEM RESET archive_mode, restart the \
-                   server, and run nrt-backup takeover if it is to ship to the original's place."
+                   server, and run nrt-backup takeover if it is to ship: to the original's place, \
+                   or to one of its own (nrt_backup.name)."
                 .to_string(),
         })
     }

@@ -58,6 +58,9 @@ pub struct Plan {
     pub zone: String,
     /// Whether each full backup also goes up as one tar archive.
     pub portable_tar: bool,
+    /// Whether the server archives its WAL: without the history file of its timeline nobody could
+    /// follow what it ships.
+    pub archives: bool,
     /// Seconds between two signs of life in `owner.json`.
     pub heartbeat: u32,
     /// Milliseconds between two looks at how far the WAL is on disk: what is told may be so old.
@@ -83,6 +86,7 @@ impl Plan {
         system_id: u64,
         decoded_config: Option<String>,
         configuration_files: Vec<String>,
+        archives: bool,
     ) -> Option<Plan> {
         Some(Plan {
             state: server.state.clone(),
@@ -107,6 +111,7 @@ impl Plan {
                 .to_string(),
             zone: settings.zone.name().to_string(),
             portable_tar: settings.portable_tar,
+            archives,
             heartbeat: HEARTBEAT,
             interval: settings.ship_interval,
         })

@@ -50,6 +50,8 @@ pub enum Verdict {
     OtherInstance(Owner),
     /// The remote belongs to another cluster, now and for ever.
     OtherCluster(Owner),
+    /// It is a copy that was restored beside its original, and nobody said that it takes over.
+    Copy(Option<Owner>),
 }
 
 /// How many heartbeats may be missed before an instance counts as gone.
@@ -58,7 +60,8 @@ pub const MISSED: u32 = 4;
 /// Judges what the remote's file says, for the instance `me` of the cluster `system_id`.
 ///
 /// `unchanged_for` is how long the file has been seen to be what it is; `taking_over` is set when
-/// the operator said that the other instance is gone.
+/// the operator said that the other instance is gone. `is_copy` is set where a restore said that
+/// the original lives on: that one may be silent for a while, and finds its place as it left it.
 pub fn judge(
     found: Option<&Owner>,
     system_id: u64,
@@ -66,11 +69,15 @@ pub fn judge(
     unchanged_for: Duration,
     heartbeat: Duration,
     taking_over: bool,
+    is_copy: bool,
 ) -> Verdict {
-    let Some(owner) = found else { return Verdict::MayClaim };
-    if owner.system_identifier != system_id.to_string() {
+    if let Some(owner) = found.filter(|it| it.system_identifier != system_id.to_string()) {
         return Verdict::OtherCluster(owner.clone());
     }
+    if is_copy && !taking_over {
+        return Verdict::Copy(found.cloned());
+    }
+    let Some(owner) = found else { return Verdict::MayClaim };
     if owner.instance == me {
         return Verdict::Ours;
     }
@@ -84,10 +91,8 @@ pub fn judge(
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_one_instance_writes() {
-        let beat = Duration::from_secs(15);
-        let owner = |system: u64, instance: &str| Owner {
+    fn owner(system: u64, instance: &str) -> Owner {
+        Owner {
             system_identifier: system.to_string(),
             instance: instance.to_string(),
             host: "db1".to_string(),
@@ -96,9 +101,14 @@ mod tests {
             unsettled: false,
             complete_until: None,
             shipped: None,
-        };
+        }
+    }
+
+    #[test]
+    fn only_one_instance_writes() {
+        let beat = Duration::from_secs(15);
         let judge = |found: Option<&Owner>, seconds, taking_over| {
-            judge(found, 7, "me", Duration::from_secs(seconds), beat, taking_over)
+            judge(found, 7, "me", Duration::from_secs(seconds), beat, taking_over, false)
         };
         let (ours, other, foreign) = (owner(7, "me"), owner(7, "other"), owner(8, "me"));
         assert_eq!(judge(None, 0, false), Verdict::MayClaim);
@@ -108,5 +118,24 @@ mod tests {
         assert_eq!(judge(Some(&other), 0, true), Verdict::MayClaim);
         // Two clusters in one place would destroy each other, whatever anybody says.
         assert_eq!(judge(Some(&foreign), 9999, true), Verdict::OtherCluster(foreign.clone()));
+    }
+    #[test]
+    fn a_copy_takes_nothing_that_it_is_not_told_to_take() {
+        let judge = |found: Option<&Owner>, taking_over| {
+            let long = Duration::from_secs(9999);
+            judge(found, 7, "me", long, Duration::from_secs(15), taking_over, true)
+        };
+        let (ours, other, foreign) = (owner(7, "me"), owner(7, "other"), owner(8, "other"));
+        // The original may be restarting, or have its place emptied.
+        for found in [None, Some(&other), Some(&ours)] {
+            assert_eq!(judge(found, false), Verdict::Copy(found.cloned()));
+        }
+        assert_eq!(judge(None, true), Verdict::MayClaim);
+        assert_eq!(judge(Some(&other), true), Verdict::MayClaim);
+        assert_eq!(judge(Some(&ours), true), Verdict::Ours);
+        for taking_over in [false, true] {
+            let verdict = judge(Some(&foreign), taking_over);
+            assert_eq!(verdict, Verdict::OtherCluster(foreign.clone()));
+        }
     }
 }
