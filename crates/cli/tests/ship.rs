@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::thread::sleep;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
@@ -120,6 +122,17 @@ impl World {
         }
     }
 
+    /// The plan of another instance of the same cluster.
+    fn twin(&self) -> Plan {
+        fs::create_dir_all(self.path("twin")).expect("the directory is ours");
+        Plan { state: self.text("twin"), ..self.plan() }
+    }
+
+    /// Who owns the remote.
+    fn owner(&self) -> Option<Owner> {
+        serde_json::from_slice(&fs::read(self.there().join(owner::FILE)).ok()?).ok()
+    }
+
     fn ship(&self) -> Ship {
         World::ship_by(&self.plan())
     }
@@ -138,7 +151,11 @@ impl World {
     }
 
     fn status(&self) -> Status {
-        let text = fs::read(self.path("state/ship.json")).unwrap_or_default();
+        self.status_in("state")
+    }
+
+    fn status_in(&self, state: &str) -> Status {
+        let text = fs::read(self.path(state).join("ship.json")).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
@@ -216,6 +233,86 @@ impl Drop for Ship {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The remote as a server shows it that may take its time for a request.
+struct Slow {
+    server: Child,
+    held: Arc<Mutex<Option<(String, Duration)>>>,
+    address: String,
+}
+
+impl Slow {
+    fn serve(world: &World) -> Slow {
+        let free = || TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let behind = free().local_addr().expect("it has one").to_string();
+        let server = Command::new("rclone")
+            .args(["serve", "webdav", &world.text("remote"), "--addr", &behind])
+            // What is changed in the directory itself is seen, too.
+            .args(["--dir-cache-time", "0s"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("rclone is installed");
+        until("it answers", || TcpStream::connect(&behind).is_ok());
+        let listener = free();
+        let address = listener.local_addr().expect("it has one").to_string();
+        let held: Arc<Mutex<Option<(String, Duration)>>> = Arc::default();
+        let slow = Slow { server, held: Arc::clone(&held), address };
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let server = TcpStream::connect(&behind).expect("it answers");
+                let back = (server.try_clone().expect("open"), client.try_clone().expect("open"));
+                let held = Arc::clone(&held);
+                thread::spawn(move || Slow::relay(client, server, &held));
+                thread::spawn(move || Slow::relay(back.0, back.1, &Mutex::new(None)));
+            }
+        });
+        slow
+    }
+
+    fn relay(mut from: TcpStream, mut to: TcpStream, held: &Mutex<Option<(String, Duration)>>) {
+        let mut bytes = [0; 1 << 14];
+        while let Ok(count) = from.read(&mut bytes)
+            && count > 0
+        {
+            let line = String::from_utf8_lossy(&bytes[..count.min(200)]).into_owned();
+            let matched = held.lock().expect("not poisoned").take_if(|it| line.starts_with(&it.0));
+            if let Some((_, time)) = matched {
+                sleep(time);
+            }
+            if to.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+        // The other one may be gone before.
+        let _ = to.shutdown(Shutdown::Both);
+    }
+
+    /// Answers the next request that begins so after a while.
+    fn hold(&self, request: &str, time: Duration) {
+        *self.held.lock().expect("not poisoned") = Some((request.to_string(), time));
+    }
+
+    /// Whether that request has come.
+    fn holds(&self) -> bool {
+        self.held.lock().expect("not poisoned").is_none()
+    }
+
+    /// A plan that ships through it.
+    fn plan(&self, world: &World, plan: Plan) -> Plan {
+        let text = format!("[there]\ntype = webdav\nurl = http://{}\n", self.address);
+        world.write("slow.conf", text.as_bytes());
+        Plan { rclone_config: world.text("slow.conf"), ..plan }
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
     }
 }
 
@@ -685,6 +782,63 @@ fn a_restored_copy_takes_no_remote_before_it_is_told_to() {
     until("it ships", || world.status().phase == Phase::Shipping);
     assert_eq!(mark_now(), Restored { is_copy: false, ..mark });
     world.wait_for(at(1));
+}
+
+#[test]
+fn an_owner_that_lists_for_long_is_not_taken_for_dead() {
+    let world = World::new();
+    let slow = Slow::serve(&world);
+    // A silent instance counts as alive for four of these.
+    let plan = slow.plan(&world, Plan { heartbeat: 3, ..world.plan() });
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1));
+    world.wait_for(at(1));
+    let instance = world.owner().expect("somebody ships here").instance;
+    let mut twin = World::ship_by(&Plan { heartbeat: 3, ..world.twin() });
+    twin.tell(at(1));
+    until("the twin is fenced", || world.status_in("twin").phase == Phase::Fenced);
+    ship.kill();
+    slow.hold("PROPFIND /backups/main/repository/archive/main", Duration::from_secs(20));
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(2));
+    until("it lists", || slow.holds());
+    for _ in 0..190 {
+        assert_eq!(world.status_in("twin").phase, Phase::Fenced);
+        sleep(Duration::from_millis(100));
+    }
+    world.wait_for(at(2));
+    assert_eq!(world.owner().expect("somebody ships here").instance, instance);
+}
+
+#[test]
+fn who_moves_for_long_takes_nothing_back_that_another_has_taken() {
+    let world = World::new();
+    let slow = Slow::serve(&world);
+    world.own(&another(SYSTEM));
+    let theirs = format!("remote/backups/main/{DIRECTORY}/00000001/of-the-other");
+    world.write(&theirs, b"a piece");
+    slow.hold("MOVE ", Duration::from_secs(6));
+    world.write("state/takeover", b"");
+    let mut ship = World::ship_by(&slow.plan(&world, world.plan()));
+    ship.tell(at(1));
+    until("it moves", || slow.holds());
+    // Between two signs of life.
+    let beat = world.owner().map(|it| it.heartbeat);
+    until("it lives", || world.owner().map(|it| it.heartbeat) != beat);
+    sleep(Duration::from_millis(300));
+    // What was asked for once is not asked for again.
+    fs::remove_file(world.path("state/takeover")).expect("it is not done yet");
+    let third = Owner { instance: "third".to_string(), ..another(SYSTEM) };
+    world.own(&third);
+    for _ in 0..80 {
+        sleep(Duration::from_millis(100));
+        assert_eq!(world.owner(), Some(third.clone()));
+        // It stays silent: after some time the remote may be taken for good.
+        if world.status().phase == Phase::Fenced {
+            return;
+        }
+    }
+    panic!("it is not fenced: {:?}", world.status());
 }
 
 #[test]

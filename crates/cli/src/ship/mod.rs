@@ -4,10 +4,10 @@
 //! main ── reads positions from the worker, watches for signals
 //!  ├─ show      writes ship.json when something has changed
 //!  └─ sessions  one after the other: rclone, ownership, what the remote holds; then side by side
+//!      ├─ owner    signs of life in owner.json from the claim on; ends the session when it is another's
 //!      ├─ tail     WAL that is flushed and not archived there, every ship_interval
 //!      ├─ archive  finished segments, as pgBackRest stored them; removes what they supersede
-//!      ├─ mirror   restore points; finished backups, then the info files, then deletions; comparisons
-//!      └─ owner    signs of life in owner.json; ends the session when another instance owns it
+//!      └─ mirror   restore points; finished backups, then the info files, then deletions; comparisons
 //! ```
 //!
 //! A session begins with a look at what the remote really holds and trusts nothing from before:
@@ -174,12 +174,13 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
         bandwidth_limit: plan.bandwidth_limit.as_deref(),
     };
     let rclone = Rclone::start(options, secrets)?;
-    let remote = Remote::new(rclone, root, is_encrypted, &outbox);
+    let remote = Arc::new(Remote::new(rclone, root, is_encrypted, &outbox));
     shared.change(|state| state.status.rclone = Some(remote.version().to_string()));
-    if !owner::own(shared, &remote, &me)? {
-        return Ok(());
-    }
+    // Held until all that this session has begun is over.
+    let Some(_hold) = owner::own(shared, &remote, &me)? else { return Ok(()) };
     let (there, files) = look(shared, &remote)?;
+    // A machine that stood still in the middle of that has given no sign of life.
+    owner::still_ours(shared, &remote)?;
     // Before the first byte of it is sent.
     let info = Info::read(&shared.repository, &plan.stanza).ok().flatten();
     mirror::refuse_the_tail(shared, &remote, info.as_ref());
@@ -189,10 +190,13 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
         state.status.phase = Phase::Shipping;
         state.status.failure = None;
     });
-    let remote = Arc::new(remote);
-    let threads = start(shared, &remote, there, files, me);
+    let threads = start(shared, &remote, there, files);
     while !shared.is_over() {
         shared.sleep(Duration::from_secs(1));
+        if owner::is_asked(shared) {
+            // The next session begins with it.
+            shared.end_session();
+        }
         let sent = remote.sent();
         let known = {
             let status = &shared.lock().status;
@@ -235,17 +239,15 @@ fn start(
     remote: &Arc<Remote>,
     there: There,
     files: Files,
-    me: String,
-) -> [JoinHandle<()>; 4] {
+) -> [JoinHandle<()>; 3] {
     let files = Arc::new(Mutex::new(files));
     let both = || (Arc::clone(shared), Arc::clone(remote));
-    let (for_tail, for_archive, for_mirror, for_owner) = (both(), both(), both(), both());
+    let (for_tail, for_archive, for_mirror) = (both(), both(), both());
     let their_files = Arc::clone(&files);
     [
         thread::spawn(move || tail::run(&for_tail.0, &for_tail.1)),
         thread::spawn(move || archive::run(&for_archive.0, &for_archive.1, &their_files)),
         thread::spawn(move || mirror::run(&for_mirror.0, &for_mirror.1, there, &files)),
-        thread::spawn(move || owner::run(&for_owner.0, &for_owner.1, &me)),
     ]
 }
 

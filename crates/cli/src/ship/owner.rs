@@ -3,6 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
@@ -55,8 +58,12 @@ fn be_original(state: &Path, copy: Restored) -> Result<(), Failure> {
     })
 }
 
-/// Waits until the remote is ours. `false` if the session ends before.
-pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Failure> {
+/// Waits until the remote is ours. `None` if the session ends before.
+pub(crate) fn own(
+    shared: &Arc<Shared>,
+    remote: &Arc<Remote>,
+    me: &str,
+) -> Result<Option<Hold>, Failure> {
     let heartbeat = beat(shared);
     let mut seen: Option<(Owner, Instant)> = None;
     while !shared.is_over() {
@@ -89,7 +96,7 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                 let unsettled = found
                     .as_ref()
                     .is_some_and(|owner| owner.unsettled || verdict == Verdict::MayClaim);
-                claim(shared, remote, me, unsettled)?;
+                let hold = Hold::take(shared, remote, me, unsettled)?;
                 if unsettled {
                     // Somebody else may have claimed it, too: the last one to write has it. And
                     // the one that had it may be alive, and sees this with its next heartbeat.
@@ -101,13 +108,13 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                 if asked.is_some_and(|request| request.trim() == SET_ASIDE) {
                     let place = place();
                     let all = ["repository".to_string(), DIRECTORY.to_string()];
-                    set_aside(remote, &place, &all)?;
+                    set_aside(shared, remote, &place, &all)?;
                     set_restore_points_aside(remote, &place)?;
                 } else if unsettled {
                     set_their_tail_aside(shared, remote)?;
                 }
                 if unsettled {
-                    claim(shared, remote, me, false)?;
+                    hold.settle()?;
                 }
                 shared.verified();
                 // Whoever waits for the request to be gone must not find that we are fenced.
@@ -117,7 +124,7 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
                 });
                 shared.show(Duration::ZERO);
                 let _ = fs::remove_file(&request);
-                return Ok(true);
+                return Ok(Some(hold));
             }
             Verdict::OtherInstance(owner) => fence(shared, other_instance(&owner)),
             Verdict::OtherCluster(owner) => {
@@ -136,14 +143,14 @@ pub(crate) fn own(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Fa
         }
         let next = Instant::now() + heartbeat / 3;
         while Instant::now() < next && !shared.is_over() && !request.exists() {
-            shared.sleep(REQUESTS.min(heartbeat / 3));
+            shared.sleep(LOOK.min(heartbeat / 3));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
-/// How often a request for a takeover is looked for.
-const REQUESTS: Duration = Duration::from_secs(1);
+/// How often is looked whether something is due: a sign of life, or what an operator asks for.
+const LOOK: Duration = Duration::from_secs(1);
 /// How much later than its heartbeat another instance may see that it has been replaced.
 const MARGIN: Duration = Duration::from_secs(3);
 /// The copy of the file, written once when the remote is claimed.
@@ -167,14 +174,20 @@ fn set_restore_points_aside(remote: &Remote, place: &str) -> Result<(), Failure>
     Ok(())
 }
 
-/// Moves directories of the remote to another place there.
-fn set_aside(remote: &Remote, place: &str, directories: &[String]) -> Result<(), Failure> {
+/// Moves directories of the remote to another place there. Ends early, with an error, when the
+/// session is over: somebody else may own them then.
+fn set_aside(
+    shared: &Shared,
+    remote: &Remote,
+    place: &str,
+    directories: &[String],
+) -> Result<(), Failure> {
     for directory in directories {
         let there =
             remote.list(directory).map_err(|it| failure("the remote cannot be read", &it))?;
         if !there.is_empty() {
             remote
-                .rename_directory(directory, &format!("{place}/{directory}"))
+                .rename_directory(directory, &format!("{place}/{directory}"), &shared.over)
                 .map_err(|it| failure("what the remote holds cannot be set aside", &it))?;
             eprintln!("owner: set \"{directory}\" aside as \"{place}/{directory}\"");
         }
@@ -199,59 +212,174 @@ fn set_their_tail_aside(shared: &Shared, remote: &Remote) -> Result<(), Failure>
         }
         shared.sleep(Duration::from_millis(100));
     };
-    set_aside(remote, &place(), &[format!("{DIRECTORY}/{timeline:08X}")])
+    set_aside(shared, remote, &place(), &[format!("{DIRECTORY}/{timeline:08X}")])
 }
 
-/// Gives signs of life until the session is over, and ends it when the remote is not ours any
-/// more.
-pub(crate) fn run(shared: &Shared, remote: &Remote, me: &str) {
-    let request = Path::new(&shared.plan.state).join(layout::TAKEOVER);
-    let mut next = Instant::now() + beat(shared);
-    while !shared.is_over() {
-        shared.sleep(REQUESTS);
-        if request.exists() {
-            // The next session begins with it.
-            shared.end_session();
+/// A session's hold on the remote. Signs of life are given as long as this is there: also while the
+/// other's tail is moved, while the remote is listed, and while what the session has begun ends, all
+/// of which may take longer than a silent instance counts as alive.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    claim: Arc<Claim>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Hold {
+    /// Makes this instance the owner.
+    fn take(
+        shared: &Arc<Shared>,
+        remote: &Arc<Remote>,
+        me: &str,
+        unsettled: bool,
+    ) -> Result<Hold, Failure> {
+        let claim = Arc::new(Claim {
+            shared: Arc::clone(shared),
+            remote: Arc::clone(remote),
+            me: me.to_string(),
+            unsettled: Mutex::new(unsettled),
+            is_over: AtomicBool::new(false),
+        });
+        claim.write_both(unsettled)?;
+        let living = Arc::clone(&claim);
+        let thread = thread::spawn(move || living.live());
+        Ok(Hold { claim, thread: Some(thread) })
+    }
+
+    /// Says that the remote is as its owner wants it, if it is ours still.
+    fn settle(&self) -> Result<(), Failure> {
+        let claim = &self.claim;
+        let mut unsettled = claim.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+        still_ours(&claim.shared, &claim.remote)?;
+        claim.write_both(false)?;
+        *unsettled = false;
+        Ok(())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.claim.is_over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && !self.claim.shared.stop.load(Ordering::Relaxed)
+        {
+            thread.thread().unpark();
+            // One that panicked has said so.
+            let _ = thread.join();
         }
-        if shared.is_over() {
-            return;
+    }
+}
+
+/// What gives the signs of life.
+#[derive(Debug)]
+struct Claim {
+    shared: Arc<Shared>,
+    remote: Arc<Remote>,
+    me: String,
+    /// Whether `owner.json` says that it is not settled. Locked while that is written, so that a
+    /// sign of life never says again what is over.
+    unsettled: Mutex<bool>,
+    is_over: AtomicBool,
+}
+
+impl Claim {
+    /// Gives signs of life until the hold is let go, and ends the session when the remote is not
+    /// ours any more.
+    fn live(&self) {
+        let shared = &self.shared;
+        let mut next = Instant::now() + beat(shared);
+        loop {
+            thread::park_timeout(LOOK);
+            if self.is_over.load(Ordering::Relaxed) || shared.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if Instant::now() < next {
+                continue;
+            }
+            next = Instant::now() + beat(shared);
+            if !self.beat() {
+                shared.end_session();
+                return;
+            }
         }
-        if Instant::now() < next {
-            continue;
-        }
-        next = Instant::now() + beat(shared);
-        match read(remote) {
-            Ok(Some(owner)) if owner.instance == me && !shared.has_beaten(owner.heartbeat) => {
+    }
+
+    /// Gives a sign of life. `false` if there is nothing to be held any more.
+    fn beat(&self) -> bool {
+        let shared = &self.shared;
+        let unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+        match read(&self.remote) {
+            Ok(Some(owner)) if owner.instance == self.me && !shared.has_beaten(owner.heartbeat) => {
                 eprintln!("owner: a twin of this instance, on \"{}\", ships here", owner.host);
                 // A snapshot of the whole machine has the same identity. One of the two has to be
                 // another, and is fenced then.
                 let _ = fs::remove_file(Path::new(&shared.plan.state).join(layout::INSTANCE));
-                shared.end_session();
+                false
             }
-            Ok(Some(owner)) if owner.instance == me => match write(shared, remote, me) {
-                Ok(()) => {
+            Ok(Some(owner)) if owner.instance == self.me => {
+                let written = self.write(FILE, *unsettled);
+                if written.is_ok() {
                     shared.verified();
-                    shared.report("owner", None);
                 }
-                Err(problem) => shared.report("owner", Some(problem)),
-            },
+                shared.report("owner", written.err());
+                true
+            }
             Ok(Some(owner)) => {
                 eprintln!("owner: \"{}\" has taken the remote", owner.host);
-                shared.end_session();
+                false
             }
             Ok(None) => {
                 // Somebody has emptied the remote: find out what is left of it.
                 eprintln!("owner: \"{FILE}\" is gone from the remote");
-                shared.end_session();
+                false
             }
             Err(problem) => {
                 shared.report("owner", Some(problem));
-                if !remote.is_running() {
-                    shared.end_session();
-                }
+                self.remote.is_running()
             }
         }
     }
+
+    /// Writes the file and its copy.
+    fn write_both(&self, unsettled: bool) -> Result<(), Failure> {
+        self.write(COPY, unsettled)?;
+        self.write(FILE, unsettled)
+    }
+
+    fn write(&self, name: &str, unsettled: bool) -> Result<(), Failure> {
+        let shared = &self.shared;
+        let now = Utc::now();
+        let (timeline, complete_until, shipped) = {
+            let state = shared.lock();
+            let timeline = state.position.map_or(0, |position| position.timeline);
+            let is_complete =
+                state.status.phase == Phase::Shipping && state.status.shipped.is_some();
+            let until = state.status.behind_since.unwrap_or(now);
+            let told = TimeDelta::milliseconds(shared.plan.interval.into()) + UNTOLD;
+            (timeline, is_complete.then(|| until - told), state.status.shipped)
+        };
+        shared.beats(now);
+        let owner = Owner {
+            system_identifier: shared.plan.system_id.to_string(),
+            instance: self.me.clone(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            timeline,
+            heartbeat: now,
+            unsettled,
+            complete_until,
+            shipped,
+        };
+        let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
+        let put = self.remote.put(name, &text);
+        put.map_err(|it| failure("the remote cannot be written", &it))
+    }
+}
+
+/// How long a commit may take from its own time until the worker tells of it, beyond the interval.
+const UNTOLD: TimeDelta = TimeDelta::seconds(2);
+
+/// Whether an operator has asked for a takeover: a session begins with it.
+pub(crate) fn is_asked(shared: &Shared) -> bool {
+    Path::new(&shared.plan.state).join(layout::TAKEOVER).exists()
 }
 
 /// Looks whether the remote is still ours, right before something is replaced there.
@@ -301,51 +429,6 @@ fn read(remote: &Remote) -> Result<Option<Owner>, Failure> {
         message: format!("\"{FILE}\" on the remote cannot be read: {error}"),
         hint: format!("If no other server ships there, delete \"{}/{FILE}\".", remote.root),
     })
-}
-
-/// Makes this instance the owner.
-fn claim(shared: &Shared, remote: &Remote, me: &str, unsettled: bool) -> Result<(), Failure> {
-    write_to(COPY, shared, remote, me, unsettled)?;
-    write_to(FILE, shared, remote, me, unsettled)
-}
-
-/// Gives a sign of life.
-fn write(shared: &Shared, remote: &Remote, me: &str) -> Result<(), Failure> {
-    write_to(FILE, shared, remote, me, false)
-}
-
-/// How long a commit may take from its own time until the worker tells of it, beyond the interval.
-const UNTOLD: TimeDelta = TimeDelta::seconds(2);
-
-fn write_to(
-    name: &str,
-    shared: &Shared,
-    remote: &Remote,
-    me: &str,
-    unsettled: bool,
-) -> Result<(), Failure> {
-    let now = Utc::now();
-    let (timeline, complete_until, shipped) = {
-        let state = shared.lock();
-        let timeline = state.position.map_or(0, |position| position.timeline);
-        let is_complete = state.status.phase == Phase::Shipping && state.status.shipped.is_some();
-        let until = state.status.behind_since.unwrap_or(now);
-        let told = TimeDelta::milliseconds(shared.plan.interval.into()) + UNTOLD;
-        (timeline, is_complete.then(|| until - told), state.status.shipped)
-    };
-    shared.beats(now);
-    let owner = Owner {
-        system_identifier: shared.plan.system_id.to_string(),
-        instance: me.to_string(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        timeline,
-        heartbeat: now,
-        unsettled,
-        complete_until,
-        shipped,
-    };
-    let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
-    remote.put(name, &text).map_err(|it| failure("the remote cannot be written", &it))
 }
 
 fn fence(shared: &Shared, why: Failure) {

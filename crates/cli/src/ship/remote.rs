@@ -384,12 +384,18 @@ impl Remote {
         self.rclone.hide(words)
     }
 
-    /// Moves a directory of the remote to another place there.
-    pub(crate) fn rename_directory(&self, from: &str, to: &str) -> Result<(), Refusal> {
+    /// Moves a directory of the remote to another place there. Ends early, with an error, when
+    /// `stop` is set.
+    pub(crate) fn rename_directory(
+        &self,
+        from: &str,
+        to: &str,
+        stop: &AtomicBool,
+    ) -> Result<(), Refusal> {
         let parameters = with_job(json!({
             "srcFs": self.below(from), "dstFs": self.below(to), "deleteEmptySrcDirs": true,
         }));
-        self.run("sync/move", parameters, &AtomicBool::new(false))
+        self.run("sync/move", parameters, stop)
     }
 
     /// Runs a job to its end, however long it takes.
