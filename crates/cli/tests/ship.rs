@@ -495,7 +495,7 @@ fn what_was_cut_off_while_it_was_brought_back_is_never_sent() {
     ] {
         world.write(&format!("remote/backups/main/repository/{path}"), content);
     }
-    let restored = layout::Restored {
+    let restored = Restored {
         at: chrono::DateTime::UNIX_EPOCH,
         backup: older.to_string(),
         source: "there:backups/main".to_string(),
@@ -725,6 +725,7 @@ fn another(system: u64) -> Owner {
         timeline: 1,
         heartbeat: chrono::DateTime::UNIX_EPOCH,
         unsettled: false,
+        aside: None,
         complete_until: None,
         shipped: None,
     }
@@ -839,6 +840,56 @@ fn who_moves_for_long_takes_nothing_back_that_another_has_taken() {
         }
     }
     panic!("it is not fenced: {:?}", world.status());
+}
+
+#[test]
+fn a_move_that_is_interrupted_goes_on_in_its_place() {
+    let world = World::new();
+    let slow = Slow::serve(&world);
+    let theirs = ["repository/backup/main/old/backup.manifest", "repository/backup/main/old/data"];
+    for path in theirs {
+        world.write(&format!("remote/backups/main/{path}"), path.as_bytes());
+    }
+    world.own(&another(SYSTEM));
+    slow.hold("MOVE ", Duration::from_secs(3));
+    world.write("state/takeover", b"set-aside");
+    let plan = slow.plan(&world, world.plan());
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1));
+    until("it moves", || slow.holds());
+    let place = world.owner().and_then(|it| it.aside).expect("the place is known");
+    let request = fs::read_to_string(world.path("state/takeover")).expect("it is not done yet");
+    assert_eq!(request, format!("set-aside\n{place}"));
+    ship.kill();
+    // Places are named after the time.
+    sleep(Duration::from_secs(1));
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1));
+    world.wait_for(at(1));
+    let aside = files(&world.there().join("set-aside"));
+    let name = place.trim_start_matches("set-aside/");
+    let expected = theirs.map(|path| (format!("{name}/{path}"), path.as_bytes().to_vec()));
+    assert_eq!(aside, BTreeMap::from(expected));
+    assert!(!world.path("state/takeover").exists());
+    let owner = world.owner().expect("somebody ships here");
+    assert_eq!((owner.unsettled, owner.aside), (false, None));
+}
+
+#[test]
+fn what_another_has_begun_to_move_is_moved_to_its_end() {
+    let world = World::new();
+    let (data, manifest) = ("repository/backup/main/old/data", "repository/archive/main/old");
+    let place = "set-aside/20260101-010101";
+    world.write(&format!("remote/backups/main/{data}"), b"left");
+    world.write(&format!("remote/backups/main/{place}/{manifest}"), b"moved");
+    world.own(&Owner { unsettled: true, aside: Some(place.to_string()), ..another(SYSTEM) });
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    world.wait_for(at(1));
+    let aside = files(&world.there().join(place));
+    let expected =
+        [(data.to_string(), b"left".to_vec()), (manifest.to_string(), b"moved".to_vec())];
+    assert_eq!(aside, BTreeMap::from(expected));
 }
 
 #[test]

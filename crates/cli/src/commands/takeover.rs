@@ -8,14 +8,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nrt_core::layout;
 use nrt_core::offsite::{Phase, Status};
+use nrt_process::files::write_atomically;
 
 use super::server::{self, Server};
-use crate::ship::SET_ASIDE;
+use crate::ship::{SET_ASIDE, place_of};
+
+/// The exit code where something is still being moved.
+const MOVES: u8 = 2;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a server may take that was just started.
 const SETTLED: Duration = Duration::from_secs(10);
-/// How long it may take: the remote is asked a few times.
+/// How long it may take: the remote is asked a few times. Moving what it holds may take longer, and
+/// is not waited for.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Makes this server the one that ships to the remote.
@@ -29,17 +34,33 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     server: Server,
     /// Also keep what the remote holds below "set-aside", and begin anew beside it: for a server
-    /// whose repository is a new one.
+    /// whose repository is a new one. Exit code 2 says that this takes long and goes on by itself.
     #[arg(long)]
     set_aside: bool,
+}
+
+/// What came of it.
+enum Outcome {
+    /// This server ships to that remote.
+    Ships(String),
+    /// It will when what the remote holds has been moved there.
+    Moves(String),
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     match take(arguments) {
-        Ok(remote) => {
+        Ok(Outcome::Ships(remote)) => {
             println!("this server ships to \"{remote}\" now");
             ExitCode::SUCCESS
+        }
+        Ok(Outcome::Moves(place)) => {
+            eprintln!(
+                "what the remote holds is still being moved to \"{place}\": that goes on by itself, \
+                 also after a restart, and this server ships then\n\
+                 HINT: nrt-backup status says how it goes; the same command waits again."
+            );
+            ExitCode::from(MOVES)
         }
         Err(error) => {
             eprintln!("{error:#}");
@@ -48,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn take(arguments: &Arguments) -> anyhow::Result<String> {
+fn take(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let state = arguments.server.state()?;
     if !arguments.server.is_running() {
         bail!("the server does not run\nHINT: Start it first; it takes nothing over by itself.");
@@ -61,8 +82,16 @@ fn take(arguments: &Arguments) -> anyhow::Result<String> {
     }
     server::must_ship(&state)?;
     let request = state.join(layout::TAKEOVER);
-    let text = if arguments.set_aside { SET_ASIDE } else { "" };
-    fs::write(&request, text).with_context(|| format!("write \"{}\"", request.display()))?;
+    let place = || {
+        let text = fs::read_to_string(&request).unwrap_or_default();
+        place_of(&text).map(str::to_string)
+    };
+    // One that has begun goes on.
+    if place().is_none() {
+        let text = if arguments.set_aside { SET_ASIDE } else { "" };
+        write_atomically(&request, text.as_bytes())
+            .with_context(|| format!("write \"{}\"", request.display()))?;
+    }
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
         thread::sleep(PAUSE);
@@ -70,12 +99,17 @@ fn take(arguments: &Arguments) -> anyhow::Result<String> {
             continue;
         }
         match status() {
-            Some(Status { phase: Phase::Shipping, remote, .. }) => return Ok(remote),
+            Some(Status { phase: Phase::Shipping, remote, .. }) => {
+                return Ok(Outcome::Ships(remote));
+            }
             Some(Status { phase: Phase::Fenced, failure: Some(failure), .. }) => {
                 bail!("{}\nHINT: {}", failure.message, failure.hint);
             }
             _ => {}
         }
+    }
+    if let Some(place) = place() {
+        return Ok(Outcome::Moves(place));
     }
     let _ = fs::remove_file(&request);
     let failure = status().and_then(|it| it.failure);

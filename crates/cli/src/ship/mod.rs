@@ -47,7 +47,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 pub(crate) use mirror::DESCRIPTIONS;
-pub(crate) use owner::SET_ASIDE;
+pub(crate) use owner::{SET_ASIDE, place_of};
 pub(crate) use rclone::{Options, Rclone, random};
 pub(crate) use remote::{Address, Remote, failure};
 

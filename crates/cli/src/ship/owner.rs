@@ -1,6 +1,7 @@
 //! Keeps two instances from writing to one remote.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,10 +53,14 @@ fn be_original(state: &Path, copy: Restored) -> Result<(), Failure> {
     let original = Restored { is_copy: false, ..copy };
     let text = serde_json::to_vec(&original).unwrap_or_default();
     let path = state.join(layout::RESTORED);
-    write_atomically(&path, &text).map_err(|error| Failure {
+    write_atomically(&path, &text).map_err(|error| cannot_write(&path, &error))
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    Failure {
         message: format!("\"{}\" cannot be written: {error}", path.display()),
         hint: "See that the server's user may write to it, and that its disk has room.".to_string(),
-    })
+    }
 }
 
 /// Waits until the remote is ours. `None` if the session ends before.
@@ -96,7 +101,12 @@ pub(crate) fn own(
                 let unsettled = found
                     .as_ref()
                     .is_some_and(|owner| owner.unsettled || verdict == Verdict::MayClaim);
-                let hold = Hold::take(shared, remote, me, unsettled)?;
+                // Where it has begun, or is to begin.
+                let aside = match (found.and_then(|owner| owner.aside), &asked) {
+                    (None, Some(words)) if wants_all_aside(words) => Some(begin(&request, words)?),
+                    (begun, _) => begun,
+                };
+                let hold = Hold::take(shared, remote, me, unsettled, aside.clone())?;
                 if unsettled {
                     // Somebody else may have claimed it, too: the last one to write has it. And
                     // the one that had it may be alive, and sees this with its next heartbeat.
@@ -105,15 +115,14 @@ pub(crate) fn own(
                         continue;
                     }
                 }
-                if asked.is_some_and(|request| request.trim() == SET_ASIDE) {
-                    let place = place();
+                if let Some(place) = &aside {
                     let all = ["repository".to_string(), DIRECTORY.to_string()];
-                    set_aside(shared, remote, &place, &all)?;
-                    set_restore_points_aside(remote, &place)?;
+                    set_aside(shared, remote, place, &all)?;
+                    set_restore_points_aside(remote, place)?;
                 } else if unsettled {
                     set_their_tail_aside(shared, remote)?;
                 }
-                if unsettled {
+                if unsettled || aside.is_some() {
                     hold.settle()?;
                 }
                 shared.verified();
@@ -157,7 +166,29 @@ const MARGIN: Duration = Duration::from_secs(3);
 const COPY: &str = "owner.json.copy";
 
 /// What stands in the request for a takeover that keeps the remote's backups under another name.
+/// Once that has begun, a second line says which: whoever tries again goes on there.
 pub(crate) const SET_ASIDE: &str = "set-aside";
+
+fn wants_all_aside(request: &str) -> bool {
+    request.lines().next().is_some_and(|line| line.trim() == SET_ASIDE)
+}
+
+/// The place to which the remote's backups are being moved, as the request says once that has
+/// begun. From then on nobody else takes the request away.
+pub(crate) fn place_of(request: &str) -> Option<&str> {
+    request.lines().nth(1).filter(|_| wants_all_aside(request))
+}
+
+/// The place to which the remote's backups are moved, which the request names from now on.
+fn begin(path: &Path, request: &str) -> Result<String, Failure> {
+    if let Some(place) = place_of(request) {
+        return Ok(place.to_string());
+    }
+    let place = place();
+    let text = format!("{SET_ASIDE}\n{place}");
+    write_atomically(path, text.as_bytes()).map_err(|error| cannot_write(path, &error))?;
+    Ok(place)
+}
 
 /// A place on the remote that holds nothing yet.
 fn place() -> String {
@@ -231,15 +262,17 @@ impl Hold {
         remote: &Arc<Remote>,
         me: &str,
         unsettled: bool,
+        aside: Option<String>,
     ) -> Result<Hold, Failure> {
+        let says = Says { unsettled, aside };
         let claim = Arc::new(Claim {
             shared: Arc::clone(shared),
             remote: Arc::clone(remote),
             me: me.to_string(),
-            unsettled: Mutex::new(unsettled),
+            says: Mutex::new(says.clone()),
             is_over: AtomicBool::new(false),
         });
-        claim.write_both(unsettled)?;
+        claim.write_both(&says)?;
         let living = Arc::clone(&claim);
         let thread = thread::spawn(move || living.live());
         Ok(Hold { claim, thread: Some(thread) })
@@ -248,10 +281,11 @@ impl Hold {
     /// Says that the remote is as its owner wants it, if it is ours still.
     fn settle(&self) -> Result<(), Failure> {
         let claim = &self.claim;
-        let mut unsettled = claim.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut says = claim.says.lock().unwrap_or_else(PoisonError::into_inner);
         still_ours(&claim.shared, &claim.remote)?;
-        claim.write_both(false)?;
-        *unsettled = false;
+        let settled = Says::default();
+        claim.write_both(&settled)?;
+        *says = settled;
         Ok(())
     }
 }
@@ -269,15 +303,21 @@ impl Drop for Hold {
     }
 }
 
+/// What `owner.json` says of what is still to be done: nothing, by default.
+#[derive(Debug, Clone, Default)]
+struct Says {
+    unsettled: bool,
+    aside: Option<String>,
+}
+
 /// What gives the signs of life.
 #[derive(Debug)]
 struct Claim {
     shared: Arc<Shared>,
     remote: Arc<Remote>,
     me: String,
-    /// Whether `owner.json` says that it is not settled. Locked while that is written, so that a
-    /// sign of life never says again what is over.
-    unsettled: Mutex<bool>,
+    /// Locked while it is written, so that a sign of life never says again what is over.
+    says: Mutex<Says>,
     is_over: AtomicBool,
 }
 
@@ -306,7 +346,7 @@ impl Claim {
     /// Gives a sign of life. `false` if there is nothing to be held any more.
     fn beat(&self) -> bool {
         let shared = &self.shared;
-        let unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+        let says = self.says.lock().unwrap_or_else(PoisonError::into_inner);
         match read(&self.remote) {
             Ok(Some(owner)) if owner.instance == self.me && !shared.has_beaten(owner.heartbeat) => {
                 eprintln!("owner: a twin of this instance, on \"{}\", ships here", owner.host);
@@ -316,7 +356,7 @@ impl Claim {
                 false
             }
             Ok(Some(owner)) if owner.instance == self.me => {
-                let written = self.write(FILE, *unsettled);
+                let written = self.write(FILE, &says);
                 if written.is_ok() {
                     shared.verified();
                 }
@@ -340,12 +380,12 @@ impl Claim {
     }
 
     /// Writes the file and its copy.
-    fn write_both(&self, unsettled: bool) -> Result<(), Failure> {
-        self.write(COPY, unsettled)?;
-        self.write(FILE, unsettled)
+    fn write_both(&self, says: &Says) -> Result<(), Failure> {
+        self.write(COPY, says)?;
+        self.write(FILE, says)
     }
 
-    fn write(&self, name: &str, unsettled: bool) -> Result<(), Failure> {
+    fn write(&self, name: &str, says: &Says) -> Result<(), Failure> {
         let shared = &self.shared;
         let now = Utc::now();
         let (timeline, complete_until, shipped) = {
@@ -364,7 +404,8 @@ impl Claim {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             timeline,
             heartbeat: now,
-            unsettled,
+            unsettled: says.unsettled,
+            aside: says.aside.clone(),
             complete_until,
             shipped,
         };
@@ -486,5 +527,25 @@ fn only_a_copy(copy: Option<&Restored>, owner: Option<&Owner>, archives: bool) -
             "To make it a server of its own: {archiving}set nrt_backup.name to another name unless \
              the original is gone for good, and run \"nrt-backup takeover\" here."
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_names_one_place_however_often_it_is_read() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().join("takeover");
+        for request in ["", "set-aside", "set-aside\n", "other\nplace"] {
+            assert_eq!(place_of(request), None, "{request:?}");
+        }
+        let place = begin(&path, "set-aside\n").expect("written");
+        let request = fs::read_to_string(&path).expect("it is there");
+        assert!(wants_all_aside(&request) && place_of(&request) == Some(&place), "{request:?}");
+        fs::remove_file(&path).expect("it is there");
+        assert_eq!(begin(&path, &request).expect("known"), place);
+        assert!(!path.exists(), "it says so already");
     }
 }

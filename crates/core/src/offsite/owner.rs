@@ -29,6 +29,10 @@ pub struct Owner {
     /// It has taken over from another instance, whose tail still has to be set aside.
     #[serde(default)]
     pub unsettled: bool,
+    /// The place on the remote to which all that it held is being moved. Until that is done, it is
+    /// in two places, and of use in neither.
+    #[serde(default)]
+    pub aside: Option<String>,
     /// Whatever was committed before this is on the remote, by the clock of the instance. A restore
     /// to an idle hour needs to know that nothing is missing there.
     #[serde(default)]
@@ -99,6 +103,7 @@ mod tests {
             timeline: 1,
             heartbeat: DateTime::UNIX_EPOCH,
             unsettled: false,
+            aside: None,
             complete_until: None,
             shipped: None,
         }
