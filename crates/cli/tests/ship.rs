@@ -799,7 +799,7 @@ fn an_owner_that_lists_for_long_is_not_taken_for_dead() {
     twin.tell(at(1));
     until("the twin is fenced", || world.status_in("twin").phase == Phase::Fenced);
     ship.kill();
-    slow.hold("PROPFIND /backups/main/repository/archive/main", Duration::from_secs(20));
+    slow.hold(&format!("PROPFIND /backups/main/{DIRECTORY}"), Duration::from_secs(20));
     let mut ship = World::ship_by(&plan);
     ship.tell(at(2));
     until("it lists", || slow.holds());
@@ -890,6 +890,62 @@ fn what_another_has_begun_to_move_is_moved_to_its_end() {
     let expected =
         [(data.to_string(), b"left".to_vec()), (manifest.to_string(), b"moved".to_vec())];
     assert_eq!(aside, BTreeMap::from(expected));
+}
+
+/// Whether both ship for one moment. Each says so itself.
+fn both_ship(world: &World) -> bool {
+    ["state", "twin"].iter().all(|it| world.status_in(it).phase == Phase::Shipping)
+}
+
+#[test]
+fn two_that_find_nothing_do_not_both_ship() {
+    let world = World::new();
+    let mut ships = [world.plan(), world.twin()].map(|plan| World::ship_by(&plan));
+    for ship in &mut ships {
+        ship.tell(at(1));
+    }
+    let phases = || ["state", "twin"].map(|it| world.status_in(it).phase);
+    until("one of them ships", || {
+        assert!(!both_ship(&world), "both ship");
+        phases().contains(&Phase::Shipping) && phases().contains(&Phase::Fenced)
+    });
+    let shipping = || {
+        let first = world.status().phase == Phase::Shipping;
+        if first { "state" } else { "twin" }
+    };
+    let before = shipping();
+    assert_eq!(files(&world.there().join("set-aside")).len(), 0, "there was nothing to move");
+
+    // Nobody is said to own it any more: whoever takes it waits for the other to see that.
+    let name = world.there().join(owner::FILE);
+    fs::remove_file(&name).expect("somebody ships here");
+    until("somebody owns it again", || {
+        assert!(!both_ship(&world), "both ship");
+        name.exists() && world.status_in(before).phase != Phase::Shipping
+    });
+    until("one of them ships", || {
+        assert!(!both_ship(&world), "both ship");
+        phases().contains(&Phase::Shipping) && phases().contains(&Phase::Fenced)
+    });
+}
+
+#[test]
+fn the_repository_of_another_cluster_is_not_claimed_where_nobody_owns_it() {
+    let world = World::new();
+    let info = b"[db]\ndb-id=1\n\n[db:history]\n1={\"db-id\":999,\"db-version\":\"15\"}\n";
+    world.write("remote/backups/main/repository/archive/main/archive.info", info);
+    let before = files(&world.path("remote"));
+    for request in ["", "set-aside"] {
+        world.write("state/takeover", request.as_bytes());
+        let mut ship = world.ship();
+        ship.tell(at(1));
+        let words = || world.status().failure.map_or(String::new(), |it| it.message);
+        until("it says why", || words().contains("of another cluster"));
+        sleep(Duration::from_secs(2));
+        assert!(files(&world.path("remote")) == before, "something was changed");
+        ship.end();
+        fs::remove_file(world.path("state/ship.json")).expect("it was there");
+    }
 }
 
 #[test]

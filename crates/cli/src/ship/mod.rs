@@ -290,7 +290,6 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
     let list = |directory: &str| {
         remote.list(directory).map_err(|it| failure("the remote cannot be listed", &it))
     };
-    refuse_another_cluster(plan, remote)?;
     let mut files = Files::new();
     let mut coverage = nrt_core::offsite::tail::Coverage::default();
     let local = shared.repository.join("archive").join(&plan.stanza);

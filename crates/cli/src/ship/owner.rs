@@ -18,6 +18,7 @@ use nrt_core::offsite::{Phase, RESTORE_POINTS};
 use nrt_process::files::write_atomically;
 
 use super::rclone::random;
+use super::refuse_another_cluster;
 use super::remote::{Remote, failure};
 use super::state::Shared;
 
@@ -91,41 +92,15 @@ pub(crate) fn own(
             judge(found.as_ref(), system_id, me, unchanged_for, heartbeat, taking_over, is_copy);
         match verdict {
             Verdict::Ours | Verdict::MayClaim => {
+                // Whoever owns the remote says so before he writes anything else.
+                refuse_another_cluster(&shared.plan, remote)?;
                 if let Some(copy) = copy {
                     be_original(state, copy)?;
                 }
-                if let (Verdict::Ours, Some(owner)) = (&verdict, &found) {
-                    // A remote may show for a while what was there before.
-                    shared.beats(owner.heartbeat);
-                }
-                let unsettled = found
-                    .as_ref()
-                    .is_some_and(|owner| owner.unsettled || verdict == Verdict::MayClaim);
-                // Where it has begun, or is to begin.
-                let aside = match (found.and_then(|owner| owner.aside), &asked) {
-                    (None, Some(words)) if wants_all_aside(words) => Some(begin(&request, words)?),
-                    (begun, _) => begun,
+                let is_ours = verdict == Verdict::Ours;
+                let Some(hold) = take(shared, remote, me, found, is_ours, asked.as_deref())? else {
+                    continue;
                 };
-                let hold = Hold::take(shared, remote, me, unsettled, aside.clone())?;
-                if unsettled {
-                    // Somebody else may have claimed it, too: the last one to write has it. And
-                    // the one that had it may be alive, and sees this with its next heartbeat.
-                    shared.sleep(heartbeat + MARGIN);
-                    if read(remote)?.is_none_or(|owner| owner.instance != me) {
-                        continue;
-                    }
-                }
-                if let Some(place) = &aside {
-                    let all = ["repository".to_string(), DIRECTORY.to_string()];
-                    set_aside(shared, remote, place, &all)?;
-                    set_restore_points_aside(remote, place)?;
-                } else if unsettled {
-                    set_their_tail_aside(shared, remote)?;
-                }
-                if unsettled || aside.is_some() {
-                    hold.settle()?;
-                }
-                shared.verified();
                 // Whoever waits for the request to be gone must not find that we are fenced.
                 shared.change(|state| {
                     state.status.phase = Phase::Starting;
@@ -158,10 +133,71 @@ pub(crate) fn own(
     Ok(None)
 }
 
+/// Makes this instance the owner of what was `found`, which may be its own already, and leaves
+/// nothing of another one's in its way. `None` if somebody else has the remote then, or the session
+/// is over.
+fn take(
+    shared: &Arc<Shared>,
+    remote: &Arc<Remote>,
+    me: &str,
+    found: Option<Owner>,
+    is_ours: bool,
+    asked: Option<&str>,
+) -> Result<Option<Hold>, Failure> {
+    let heartbeat = beat(shared);
+    if let Some(owner) = found.as_ref().filter(|_| is_ours) {
+        // A remote may show for a while what was there before.
+        shared.beats(owner.heartbeat);
+    }
+    let is_new = found.is_none() && is_empty(remote)?;
+    // Nobody else can have shipped since it was seen to be ours.
+    let was_ours = found.is_none() && shared.verified_within(heartbeat + MARGIN);
+    let unsettled = match &found {
+        Some(owner) => owner.unsettled || !is_ours,
+        None => !is_new,
+    };
+    // Where that has begun, or is to begin.
+    let aside = match (found.and_then(|owner| owner.aside), asked) {
+        (None, Some(request)) if wants_all_aside(request) => Some(begin(shared, request)?),
+        (begun, _) => begun,
+    };
+
+    let since = Instant::now();
+    let hold = Hold::take(shared, remote, me, unsettled, aside.clone())?;
+    // Somebody else may have claimed it, too: the last one to write has it. And the one that had it
+    // may be alive, and sees this with its next heartbeat.
+    if unsettled {
+        shared.sleep(heartbeat + MARGIN);
+    } else if is_new {
+        shared.sleep(NEW + 2 * since.elapsed());
+    }
+    if shared.is_over() {
+        return Ok(None);
+    }
+    if (unsettled || is_new) && read(remote)?.is_none_or(|owner| owner.instance != me) {
+        return Ok(None);
+    }
+    if let Some(place) = &aside {
+        let all = ["repository".to_string(), DIRECTORY.to_string()];
+        set_aside(shared, remote, place, &all)?;
+        set_restore_points_aside(remote, place)?;
+    } else if unsettled && !was_ours {
+        set_their_tail_aside(shared, remote)?;
+    }
+    if unsettled || aside.is_some() {
+        hold.settle()?;
+    }
+    shared.verified();
+    Ok(Some(hold))
+}
+
 /// How often is looked whether something is due: a sign of life, or what an operator asks for.
 const LOOK: Duration = Duration::from_secs(1);
 /// How much later than its heartbeat another instance may see that it has been replaced.
 const MARGIN: Duration = Duration::from_secs(3);
+/// How long somebody else who found nothing on the remote may take to claim it, beyond what a claim
+/// takes.
+const NEW: Duration = Duration::from_secs(1);
 /// The copy of the file, written once when the remote is claimed.
 const COPY: &str = "owner.json.copy";
 
@@ -180,13 +216,14 @@ pub(crate) fn place_of(request: &str) -> Option<&str> {
 }
 
 /// The place to which the remote's backups are moved, which the request names from now on.
-fn begin(path: &Path, request: &str) -> Result<String, Failure> {
+fn begin(shared: &Shared, request: &str) -> Result<String, Failure> {
     if let Some(place) = place_of(request) {
         return Ok(place.to_string());
     }
     let place = place();
     let text = format!("{SET_ASIDE}\n{place}");
-    write_atomically(path, text.as_bytes()).map_err(|error| cannot_write(path, &error))?;
+    let path = Path::new(&shared.plan.state).join(layout::TAKEOVER);
+    write_atomically(&path, text.as_bytes()).map_err(|error| cannot_write(&path, &error))?;
     Ok(place)
 }
 
@@ -455,6 +492,11 @@ fn beat(shared: &Shared) -> Duration {
     Duration::from_secs(shared.plan.heartbeat.max(1).into())
 }
 
+/// Whether there is nothing on the remote at all.
+fn is_empty(remote: &Remote) -> Result<bool, Failure> {
+    remote.is_empty().map_err(|it| failure("the remote cannot be listed", &it))
+}
+
 /// Who the remote says that it belongs to.
 ///
 /// An instance that is killed while it writes leaves half a file on a remote that shows files
@@ -537,15 +579,18 @@ mod tests {
     #[test]
     fn a_request_names_one_place_however_often_it_is_read() {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        let path = directory.path().join("takeover");
+        let shared = Shared::new(super::super::tests::plan(directory.path()), "here".into());
+        let state = directory.path().join("state");
+        fs::create_dir(&state).expect("the directory is ours");
+        let path = state.join(layout::TAKEOVER);
         for request in ["", "set-aside", "set-aside\n", "other\nplace"] {
             assert_eq!(place_of(request), None, "{request:?}");
         }
-        let place = begin(&path, "set-aside\n").expect("written");
+        let place = begin(&shared, "set-aside\n").expect("written");
         let request = fs::read_to_string(&path).expect("it is there");
         assert!(wants_all_aside(&request) && place_of(&request) == Some(&place), "{request:?}");
         fs::remove_file(&path).expect("it is there");
-        assert_eq!(begin(&path, &request).expect("known"), place);
+        assert_eq!(begin(&shared, &request).expect("known"), place);
         assert!(!path.exists(), "it says so already");
     }
 }

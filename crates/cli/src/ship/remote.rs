@@ -185,6 +185,20 @@ impl Remote {
         }
     }
 
+    /// Whether there is nothing at all in the cluster's directory.
+    pub(crate) fn is_empty(&self) -> Result<bool, Refusal> {
+        let parameters = json!({
+            "fs": self.root,
+            "remote": "",
+            "opt": { "recurse": false, "noModTime": true, "noMimeType": true },
+        });
+        match self.rclone.call("operations/list", &parameters, SMALL) {
+            Ok(answer) => Ok(answer["list"].as_array().is_none_or(Vec::is_empty)),
+            Err(refusal) if refusal.missing => Ok(true),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
     /// The size of a file; `None` if it is not there.
     pub(crate) fn size(&self, path: &str) -> Result<Option<u64>, Refusal> {
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
