@@ -800,6 +800,77 @@ fn beside(path: &Path, word: &str) -> Vec<PathBuf> {
 }
 
 #[test]
+fn what_was_handed_over_is_no_interrupted_restore() {
+    let original = protected::protected("handed-over");
+    original.sql("create table t as select i, 'before' as filler from generate_series(1, 100) i");
+    let at = now(&original);
+    original.sql("insert into t select i, 'behind' from generate_series(101, 200) i");
+    archive_segment(&original);
+    original.stop(Shutdown::Fast);
+    let repository = format!("--repository={}", original.repository().display());
+    let always = [&*repository, "--copy"];
+    let target = format!("--target-time={at}");
+    let refused = |place: &Place, arguments: &[&str]| {
+        let before = contents(&place.cluster.data());
+        let (code, text) = place.run("restore", &[&always, arguments].concat());
+        assert_eq!(code, 1, "{arguments:?}: {text}");
+        assert!(text.contains("not empty") && text.contains("--replace"), "{arguments:?}: {text}");
+        assert!(contents(&place.cluster.data()) == before, "{arguments:?}: something changed");
+    };
+
+    // One that paused took writes afterwards; its directory is as it was, and so is the restore's.
+    let place = Place::new("in-use");
+    let (code, text) = place.run("restore", &[&always[..], &[&target, "--action=pause"]].concat());
+    assert_eq!(code, 0, "{text}");
+    let cluster = &place.cluster;
+    cluster.wait_for("select pg_get_wal_replay_pause_state()", "paused", AGAIN);
+    cluster.sql("select pg_wal_replay_resume()");
+    cluster.wait_for("select pg_is_in_recovery()", "f", AGAIN);
+    cluster.sql("insert into t values (999, 'later')");
+    stop(cluster);
+    refused(&place, &[&target, "--action=pause"]);
+    refused(&place, &[&target, "--no-start"]);
+    refused(&place, &["--latest"]);
+    let later = contents(&cluster.data());
+    // Its own WAL is nowhere else.
+    place.restored(&[&always[..], &["--replace"]].concat());
+    let [old] = &beside(&cluster.data(), "data.before-restore")[..] else { panic!("{text}") };
+    assert!(contents(old) == later, "it is as it was");
+    cluster.start();
+    assert_eq!(cluster.value("select count(*) from t where filler = 'later'"), "1");
+    cluster.stop(Shutdown::Fast);
+
+    // One that was restored and did not start: what is left is to start it, once.
+    for by_hand in [false, true] {
+        let place = Place::new("mended");
+        place.cluster.set("ssl", "on");
+        place.cluster.write_settings();
+        let (code, text) = place.run("restore", &always);
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains("does not start"), "{text}");
+        refused(&place, &[&target]);
+        place.cluster.set("ssl", "off");
+        place.cluster.write_settings();
+        if by_hand {
+            place.cluster.start();
+            place.cluster.sql("insert into t values (999, 'later')");
+            place.cluster.stop(Shutdown::Fast);
+            refused(&place, &[]);
+            refused(&place, &[&target]);
+        } else {
+            let (code, text) = place.run("restore", &[&always[..], &["--dry-run"]].concat());
+            assert_eq!(code, 0, "{text}");
+            assert_eq!(place.cluster.processes(), []);
+            let (code, text) = place.run("restore", &always);
+            assert_eq!(code, 0, "{text}");
+            assert!(text.contains("The server runs."), "{text}");
+            assert_eq!(place.cluster.value("select count(*) from t"), "200");
+            stop(&place.cluster);
+        }
+    }
+}
+
+#[test]
 fn a_restore_runs_no_command_of_the_original() {
     let original = protected::protected("commands");
     let (cleaned, ended) =

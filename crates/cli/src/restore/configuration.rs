@@ -18,7 +18,7 @@ use crate::ship::{Remote, failure};
 /// The file that a server is started with.
 const START: &str = "start.conf";
 /// Where the files of this restore go to, in the work directory.
-const PLACED: &str = "configuration.json";
+pub(super) const PLACED: &str = "configuration.json";
 
 /// A directory that was made for the files.
 #[derive(Debug, serde::Serialize, Deserialize)]

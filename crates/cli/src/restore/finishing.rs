@@ -14,6 +14,7 @@ use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::options::REPOSITORY;
 use nrt_core::restore::Refusal;
 use nrt_process::allowed;
+use serde::{Deserialize, Serialize};
 
 use super::place::unusable;
 use super::planning::Planned;
@@ -25,6 +26,43 @@ use super::{KEPT, Report, Run, config_words, place};
 const SIGN_OF_LIFE: Duration = Duration::from_secs(HEARTBEAT as u64 + 5);
 /// How long a remote is asked whether the original lives.
 const ASKING: Duration = Duration::from_secs(60);
+
+/// How far a cluster has come, as its control file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Control {
+    system_id: String,
+    checkpoint: String,
+    state: String,
+}
+
+impl Control {
+    /// Reads it.
+    pub(super) fn of(data: &Path, programs: &Programs) -> Result<Control, Refusal> {
+        let control = programs.control(data)?;
+        let value = |name: &str| {
+            let line = control.iter().find(|(known, _)| known == name);
+            line.map(|(_, value)| value.clone()).ok_or_else(|| {
+                Refusal::new(
+                    format!("pg_controldata says nothing of \"{name}\""),
+                    "See that --bindir names the programs of the backup's PostgreSQL.",
+                )
+            })
+        };
+        Ok(Control {
+            system_id: value("Database system identifier")?,
+            checkpoint: value("Latest checkpoint location")?,
+            state: value("Database cluster state")?,
+        })
+    }
+
+    /// Whether nothing was written since it was left at `left`, but for what a server that has just
+    /// started, and runs, writes.
+    pub(super) fn is_left_at(&self, left: &Control, is_running: bool) -> bool {
+        let is_there = self.system_id == left.system_id && self.checkpoint == left.checkpoint;
+        // Whoever stops a server in order has it write a checkpoint; who does not leaves its state.
+        is_there && (is_running || self.state == left.state)
+    }
+}
 
 impl Run<'_> {
     /// Keeps a copy from writing to the places of its original.
@@ -283,4 +321,28 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_written_has_a_cluster_of_their_own() {
+        let control = |system_id: &str, checkpoint: &str, state: &str| Control {
+            system_id: system_id.to_string(),
+            checkpoint: checkpoint.to_string(),
+            state: state.to_string(),
+        };
+        let left = control("7", "0/5000028", "shut down");
+        assert!(left.is_left_at(&left, false));
+        let started = control("7", "0/5000028", "in production");
+        assert!(started.is_left_at(&left, true), "it has just started");
+        assert!(!started.is_left_at(&left, false), "it has run, and was killed");
+        for other in
+            [control("7", "0/6000028", "shut down"), control("8", "0/5000028", "shut down")]
+        {
+            assert!(!other.is_left_at(&left, false) && !other.is_left_at(&left, true), "{other:?}");
+        }
+    }
 }

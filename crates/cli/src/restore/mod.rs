@@ -46,7 +46,8 @@ pub(crate) use wal_get::wal_get;
 use work::Held;
 pub(crate) use work::Work;
 
-use place::Begun;
+use finishing::Control;
+use place::Known;
 pub(crate) use read::OwnWal;
 use wal::{SHELF, Shelved};
 
@@ -135,9 +136,34 @@ pub(crate) struct Report {
     pub(crate) notes: Vec<String>,
 }
 
+/// What a restore was asked for, as far as what is in the data directory then depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Wanted {
+    place: Place,
+    stanza: Option<String>,
+    target: Target,
+    tablespaces: Vec<(String, PathBuf)>,
+    tablespaces_below: Option<PathBuf>,
+    databases: Vec<String>,
+}
+
+impl Wanted {
+    fn of(request: &Request) -> Wanted {
+        Wanted {
+            place: request.place.clone(),
+            stanza: request.stanza.clone(),
+            target: request.target.clone(),
+            tablespaces: request.tablespaces.clone(),
+            tablespaces_below: request.tablespaces_below.clone(),
+            databases: request.databases.clone(),
+        }
+    }
+}
+
 /// A restore that has recovered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Done {
+    wanted: Wanted,
     plan: Plan,
     recovered: Recovered,
     phases: Phases,
@@ -145,8 +171,13 @@ struct Done {
     finished: Option<Finished>,
 }
 
+/// A data directory that is its operator's, and how it was left to them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Finished {
+    data: Known,
+    control: Control,
+    is_copy: Option<bool>,
+    aside: Option<PathBuf>,
     copy_of: Option<String>,
     configuration: Option<PathBuf>,
     notes: Vec<String>,
@@ -262,15 +293,22 @@ impl Run<'_> {
     ) -> Result<Report, Refusal> {
         let request = self.request;
         let data = &request.data;
-        let begun = place::begun(&self.work, data);
-        let done = begun.as_ref().and_then(|_| self.work.read::<Done>(DONE));
-        let done = done.filter(|done| done.plan.target == request.target);
-        if let (Some(begun), Some(done)) = (&begun, &done)
+        let done = self.work.read::<Done>(DONE);
+        let done = done.filter(|done| done.wanted == Wanted::of(request));
+        if let Some(done) = &done
             && let Some(finished) = &done.finished
+            && finished.is_copy == request.is_copy
+            && finished.data == place::known(data)
         {
             let programs = Programs::find(&done.plan.version, request.bindir.as_deref())?;
-            return self.only_start(begun, done, finished, &programs);
+            let (left, is_running) = (&finished.control, place::runs(data));
+            // What cannot be read was not left like that.
+            if Control::of(data, &programs).is_ok_and(|now| now.is_left_at(left, is_running)) {
+                return self.only_start(done, finished, &programs, show);
+            }
         }
+        let begun = place::begun(&self.work, data);
+        let done = done.filter(|_| begun.is_some());
         if begun.is_some() {
             // A killed restore takes its server along, which needs a moment.
             place::wait_for_stragglers(&self.work, data)?;
@@ -324,6 +362,7 @@ impl Run<'_> {
         self.spare_original(&planned, &programs)?;
         self.work.begin_to_fetch().map_err(told)?;
         self.fetch(&planned, &mut report.phases)?;
+        self.forget_earlier(begun.is_some())?;
         let mut shelf = planned.shelf.clone();
         if let (Some(own), Some(_)) = (&own, &shelf.pg_wal) {
             if begun.is_none() {
@@ -360,6 +399,7 @@ impl Run<'_> {
                 let action = planned.plan.target.action;
                 self.write_settings(&planned.plan, action, &programs, &mut report)?;
                 self.mark(&report)?;
+                place::hand_over(&self.work)?;
                 report.notes.push(format!(
                     "recovery runs when the server is started; it needs \"{path}\" until then"
                 ));
@@ -369,6 +409,7 @@ impl Run<'_> {
                 self.leave_the_original_alone(&planned, &mut report)?;
                 self.write_settings(&planned.plan, Action::Pause, &programs, &mut report)?;
                 self.mark(&report)?;
+                place::hand_over(&self.work)?;
                 if start == Start::Yes {
                     // From now on `wal-get` works by itself.
                     drop(held);
@@ -390,6 +431,7 @@ impl Run<'_> {
                 report.recovered = Some(recovered.clone());
                 if action == Action::Promote {
                     let done = Done {
+                        wanted: Wanted::of(request),
                         plan: report.plan.clone(),
                         recovered,
                         phases: report.phases,
@@ -402,6 +444,7 @@ impl Run<'_> {
                 // The next start is the operator's word to go on.
                 self.write_settings(&planned.plan, Action::Promote, &programs, &mut report)?;
                 self.mark(&report)?;
+                place::hand_over(&self.work)?;
                 report.notes.push(format!(
                     "the server stopped at the target: started again, it takes writes from there. \
                      It needs \"{path}\" until then"
@@ -422,34 +465,52 @@ impl Run<'_> {
         self.leave_the_original_alone(planned, &mut report)?;
         self.finish(planned, programs, &mut report)?;
         if let Some(recovered) = report.recovered.clone() {
+            let data = &self.request.data;
             let finished = Finished {
+                data: place::known(data),
+                control: Control::of(data, programs)?,
+                is_copy: self.request.is_copy,
+                aside: report.aside.clone(),
                 copy_of: report.copy_of.clone(),
                 configuration: report.configuration.clone(),
                 notes: report.notes.clone(),
             };
+            let wanted = Wanted::of(self.request);
             let (plan, phases) = (report.plan.clone(), report.phases);
-            let done = Done { plan, recovered, phases, finished: Some(finished) };
+            let done = Done { wanted, plan, recovered, phases, finished: Some(finished) };
             self.work.write(DONE, &done).map_err(told)?;
         }
+        place::hand_over(&self.work)?;
         if self.request.start == Start::Yes {
             self.start(programs, &mut report)?;
         }
         Ok(report)
     }
 
+    /// Forgets how far a restore has come that worked in this directory before, and whose end is
+    /// not this one's: what it was asked for, and what it found, says nothing of this one. What it
+    /// fetched stays; so does what one that goes on needs.
+    fn forget_earlier(&self, goes_on: bool) -> Result<(), Refusal> {
+        let names: &[&str] =
+            if goes_on { &[DONE] } else { &[DONE, KEPT, OWN, SHELF, configuration::PLACED] };
+        self.work.forget(names).map_err(told)
+    }
+
     /// What is left to do of a restore that was interrupted at its very end.
     fn only_start(
         &self,
-        begun: &Begun,
         done: &Done,
         finished: &Finished,
         programs: &Programs,
+        show: &mut dyn FnMut(&Plan) -> Result<(), Refusal>,
     ) -> Result<Report, Refusal> {
+        show(&done.plan)?;
+        place::hand_over(&self.work)?;
         let mut report = Report {
             plan: done.plan.clone(),
             recovered: Some(done.recovered.clone()),
             phases: done.phases,
-            aside: begun.aside.clone(),
+            aside: finished.aside.clone(),
             configuration: finished.configuration.clone(),
             is_running: place::runs(&self.request.data),
             copy_of: finished.copy_of.clone(),

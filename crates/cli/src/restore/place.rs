@@ -19,6 +19,8 @@ use super::work::Work;
 const BEGUN: &str = "begun.json";
 /// Where a mount point is restored into before it is moved up.
 const BELOW: &str = "restoring";
+/// Where a server leaves its command line, in the data directory.
+const OPTIONS: &str = "postmaster.opts";
 /// What a file system of its own may hold.
 const LOST_AND_FOUND: &str = "lost+found";
 /// How long processes of a restore that was killed may take to end.
@@ -148,12 +150,42 @@ impl Begun {
 pub(crate) fn begun(work: &Work, data: &Path) -> Option<Begun> {
     let begun = work.read::<Begun>(BEGUN).filter(|begun| begun.data == data)?;
     let is_ours = if begun.is_prepared {
-        identity(data) == begun.identity
+        identity(data) == begun.identity && !was_started(work, data)
     } else {
-        // Until something was moved, nothing has begun.
-        begun.aside.as_ref().is_some_and(|aside| aside.exists())
+        // Until something was moved, nothing has begun; and until there is room, nothing is there.
+        let is_moved = begun.aside.as_ref().is_some_and(|aside| aside.exists());
+        is_moved && (begun.below || names(data).is_ok_and(|names| names.is_empty()))
     };
     is_ours.then_some(begun)
+}
+
+/// Whether somebody has started a server in a data directory that the restore which works there
+/// has not: what that has written is nobody's to restore over.
+fn was_started(work: &Work, data: &Path) -> bool {
+    // Every server leaves its command line there; those of this restore have a file of it on theirs.
+    let ours = format!("external_pid_file={}\"", work.pid_file().display());
+    match fs::read(data.join(OPTIONS)) {
+        Ok(words) => !words.windows(ours.len()).any(|it| it == ours.as_bytes()),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// Leaves a data directory to its operator: from now on it is no interrupted restore's, whatever
+/// else of one is kept.
+pub(crate) fn hand_over(work: &Work) -> Result<(), Refusal> {
+    work.forget(&[BEGUN]).map_err(super::told)
+}
+
+/// A directory, to be known again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    path: PathBuf,
+    identity: Option<Identity>,
+}
+
+/// What a directory is known by.
+pub(crate) fn known(data: &Path) -> Known {
+    Known { path: data.to_path_buf(), identity: identity(data) }
 }
 
 /// Waits until no process of an interrupted restore is left: it might still write.
@@ -261,6 +293,14 @@ pub(crate) fn prepare(
     let is_empty = names(data).map_err(|error| unusable(data, &error))?.is_empty();
     if is_empty {
         begun.delta = false;
+    } else if existing == Existing::Delta {
+        // From now on a server that was started is one that was started since.
+        match fs::remove_file(data.join(OPTIONS)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(unusable(data, &error));
+            }
+            _ => {}
+        }
     } else if existing == Existing::Replace {
         let stamp = now.format("%Y%m%d-%H%M%S");
         let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -443,6 +483,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_use_is_no_interrupted_restore() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, work) = (root.path().join("data"), work(root.path()));
+        let begin = || {
+            cluster(&data);
+            fs::write(data.join(OPTIONS), "/bin/postgres \"-D\"\n").expect("written");
+            prepare(&work, &data, Existing::Delta, "b", Utc::now()).expect("prepared")
+        };
+        let begun = begin();
+        assert_eq!(super::begun(&work, &data), Some(begun.clone()), "it was started before");
+        let ours = format!("external_pid_file={}", work.pid_file().display());
+        let words = format!("/bin/postgres \"-D\" \"d\" \"-c\" \"{ours}\" \"-c\" \"ssl=off\"\n");
+        fs::write(data.join(OPTIONS), &words).expect("written");
+        assert_eq!(super::begun(&work, &data), Some(begun.clone()), "it recovers");
+        fs::write(data.join(OPTIONS), words.replace(&ours, &format!("{ours}s"))).expect("written");
+        assert_eq!(super::begun(&work, &data), None, "another restore's");
+        fs::write(data.join(OPTIONS), "/bin/postgres \"-D\" \"d\"\n").expect("written");
+        assert_eq!(super::begun(&work, &data), None, "the operator's");
+        let begun = begin();
+        assert_eq!(super::begun(&work, &data), Some(begun));
+        hand_over(&work).expect("removed");
+        assert_eq!(super::begun(&work, &data), None);
+        hand_over(&work).expect("there is nothing to remove");
+    }
+
+    #[test]
     fn what_was_moved_aside_is_found_again_wherever_it_was_interrupted() {
         let root = tempfile::tempdir().expect("a directory");
         let (data, work) = (root.path().join("data"), work(root.path()));
@@ -456,6 +522,12 @@ mod tests {
         let mut found = super::begun(&work, &data).expect("something was moved");
         found.make_room(&work).expect("it goes on");
         assert!(found.is_prepared && data.is_dir() && aside.join("PG_VERSION").is_file());
+        // Somebody has made another cluster there since.
+        early.keep(&work).expect("kept");
+        assert!(super::begun(&work, &data).is_some());
+        fs::write(data.join("PG_VERSION"), "15").expect("written");
+        assert_eq!(super::begun(&work, &data), None);
+        fs::remove_file(data.join("PG_VERSION")).expect("it is there");
         // Right before it.
         fs::remove_dir(&data).expect("empty");
         fs::rename(&aside, &data).expect("moved back");

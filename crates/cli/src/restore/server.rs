@@ -199,7 +199,7 @@ impl Private {
         set("hba_file", &hba.to_string_lossy());
         set("ident_file", &place.join("pg_ident.conf").to_string_lossy());
         // Where the operator's own is, another server may run.
-        set("external_pid_file", &place.join("external.pid").to_string_lossy());
+        set("external_pid_file", &work.pid_file().to_string_lossy());
         set("ssl", "off");
         set("bonjour", "off");
         set("logging_collector", "off");

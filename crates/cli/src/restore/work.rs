@@ -96,6 +96,12 @@ impl Work {
         self.0.join("pgbackrest.conf")
     }
 
+    /// Where a server that recovers privately writes its number: only one of this restore's has
+    /// it on its command line.
+    pub(crate) fn pid_file(&self) -> PathBuf {
+        self.0.join("external.pid")
+    }
+
     /// The name of the segment that PostgreSQL asked for last.
     pub(crate) fn asked(&self) -> PathBuf {
         self.0.join("asked")
@@ -145,6 +151,21 @@ impl Work {
     /// Reads a JSON file; `None` if it is not there or holds something else.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(&fs::read(self.0.join(name)).ok()?).ok()
+    }
+
+    /// Removes files, for good when this returns.
+    pub(crate) fn forget(&self, names: &[&str]) -> anyhow::Result<()> {
+        for name in names {
+            let path = self.0.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove \"{}\"", path.display()));
+                }
+                _ => {}
+            }
+        }
+        let synced = File::open(&self.0).and_then(|directory| directory.sync_all());
+        synced.with_context(|| format!("sync \"{}\"", self.0.display()))
     }
 
     /// Empties what a plan of an interrupted restore has got of the WAL: this one's may end
