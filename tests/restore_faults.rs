@@ -1067,6 +1067,59 @@ fn tablespaces_and_single_databases_come_back() {
     assert_eq!(original.value(CONTENT), content);
 }
 
+#[test]
+fn a_copy_is_refreshed_in_its_own_tablespaces_only() {
+    let original = protected::protected("kept-space");
+    let space = original.directory().join("space");
+    original.installation().private_directory(&space).expect("the directory is ours");
+    original.sql(&format!("create tablespace fast location '{}'", space.display()));
+    let rows = "select i, 'fast' as filler from generate_series(1, 1000) i";
+    original.sql(&format!("create table t tablespace fast as {rows}"));
+    original.sql("select nrt_backup_now('full')");
+    archive_segment(&original);
+    let content = original.value(CONTENT);
+    // What no backup has.
+    original.sql(&format!("create table later tablespace fast as {rows}"));
+    original.sql("checkpoint");
+    let before = contents(&space);
+    let repository = format!("--repository={}", original.repository().display());
+
+    let place = Place::new("refreshed");
+    let copy = place.cluster.directory().join("copy");
+    let map = format!("--tablespace-map=fast={}", copy.display());
+    let run = |arguments: &[&str]| {
+        let always = [&*repository, "--copy", "--no-start"];
+        place.run("restore", &[&always[..], arguments].concat())
+    };
+    let refused = |arguments: &[&str]| {
+        let (code, text) = run(arguments);
+        assert_eq!(code, 1, "{arguments:?}: {text}");
+        for word in [&space.display().to_string(), &map.replace('=', " "), "not empty"] {
+            let text = text.replace('=', " ");
+            assert!(text.contains(word), "{arguments:?}: no {word} in {text}");
+        }
+        assert!(contents(&space) == before, "{arguments:?}: the original's has changed");
+    };
+    // As if it was interrupted when pgBackRest had done its part.
+    let interrupted = place.cluster.directory().join("fakes/interrupted");
+    let script = "#!/bin/bash\npgbackrest \"$@\" && [[ ${!#} != restore ]]\n";
+    fs::write(&interrupted, script).expect("the directory is ours");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&interrupted, mode).expect("it is ours");
+    let (code, text) = run(&[&map, &format!("--pgbackrest={}", interrupted.display())]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("pgBackRest could not restore"), "{text}");
+    refused(&[]);
+    let (code, text) = run(&[&map]);
+    assert_eq!(code, 0, "{text}");
+    refused(&["--delta"]);
+    let (code, text) = run(&["--delta", &map]);
+    assert_eq!(code, 0, "{text}");
+    place.cluster.start();
+    assert_eq!(place.cluster.value(CONTENT), content);
+    place.cluster.stop(Shutdown::Fast);
+}
+
 /// A file system of its own, as long as this lives.
 struct Mounted(PathBuf);
 

@@ -58,25 +58,31 @@ impl Run<'_> {
     }
 
     /// Refuses to write into directories of tablespaces that are not those of the cluster that is
-    /// replaced.
+    /// replaced, or gone on with.
     pub(super) fn check_tablespaces(
         &self,
         planned: &Planned,
-        has_begun: bool,
+        begun: Option<&Begun>,
     ) -> Result<(), Refusal> {
         let Some(manifest) = &planned.manifest else { return Ok(()) };
-        if has_begun || self.request.existing == Existing::Delta {
-            return Ok(());
-        }
-        let is_replaced = self.request.existing == Existing::Replace;
-        for (name, path) in self.tablespace_targets(manifest) {
-            if !place::is_free(&path, is_replaced.then_some(&self.request.data))? {
+        let owners = match (begun, self.request.existing) {
+            (Some(begun), _) => begun.owners(),
+            (None, Existing::Refuse) => Vec::new(),
+            (None, Existing::Replace | Existing::Delta) => vec![self.request.data.clone()],
+        };
+        for (Tablespace { id, name, .. }, path) in self.tablespace_targets(manifest) {
+            if !place::is_free(&path, &owners)? {
+                let other = place::place_of(id, &owners).filter(|other| *other != path);
+                let other = other.unwrap_or_else(|| PathBuf::from("/DIRECTORY"));
                 return Err(Refusal::new(
                     format!(
                         "\"{}\", where tablespace \"{name}\" goes to, is not empty",
                         path.display()
                     ),
-                    format!("Restore it to another directory: --tablespace-map {name}=/DIRECTORY."),
+                    format!(
+                        "Restore it to another directory: --tablespace-map {name}={}.",
+                        other.display()
+                    ),
                 ));
             }
         }
@@ -122,9 +128,7 @@ impl Run<'_> {
     ) -> Result<(), Refusal> {
         let request = self.request;
         let into = begun.directory();
-        // Either of them is enough for pgBackRest to go on with what an interrupted one has left.
-        let is_there = |name: &str| into.join(name).is_file();
-        let delta = begun.delta || is_there("PG_VERSION") || is_there("backup.manifest");
+        let delta = begun.goes_on();
         if !delta {
             // What an interrupted restore has left is ours, and too little to go on with.
             place::clear(&into, begun.aside.as_deref())?;
@@ -210,8 +214,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Tablespaces by name, and where each goes to.
-    pub(super) fn tablespace_targets(&self, manifest: &Manifest) -> Vec<(String, PathBuf)> {
+    /// The tablespaces, and where each goes to.
+    fn tablespace_targets<'m>(&self, manifest: &'m Manifest) -> Vec<(&'m Tablespace, PathBuf)> {
         let targets = manifest.tablespaces.iter().map(|it| {
             let is_mapped = |(name, _): &&(String, PathBuf)| *name == it.name || *name == it.id;
             let mapped = self.request.tablespaces.iter().find(is_mapped);
@@ -220,7 +224,7 @@ impl Run<'_> {
                 (None, Some(below)) => below.join(&it.name),
                 (None, None) => PathBuf::from(&it.path),
             };
-            (it.name.clone(), path)
+            (it, path)
         });
         targets.collect()
     }

@@ -339,7 +339,7 @@ impl Run<'_> {
         )?;
         let programs = Programs::find(&planned.plan.version, request.bindir.as_deref())?;
         self.check_names(&planned)?;
-        self.check_tablespaces(&planned, begun.is_some())?;
+        self.check_tablespaces(&planned, begun.as_ref())?;
         show(done.as_ref().map_or(&planned.plan, |done| &done.plan))?;
 
         let mut report = Report {

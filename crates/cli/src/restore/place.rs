@@ -17,6 +17,8 @@ use super::work::Work;
 
 /// The file of a [`Begun`] in the work directory.
 const BEGUN: &str = "begun.json";
+/// Where a cluster's links to its tablespaces are.
+const LINKS: &str = "pg_tblspc";
 /// Where a mount point is restored into before it is moved up.
 const BELOW: &str = "restoring";
 /// Where a server leaves its command line, in the data directory.
@@ -80,6 +82,22 @@ impl Begun {
         } else {
             self.data.clone()
         }
+    }
+
+    /// Whether pgBackRest goes on with what is there: also with what an interrupted one has left.
+    pub(crate) fn goes_on(&self) -> bool {
+        // Either of them is enough for it.
+        let is_there = |directory: &Path| {
+            ["PG_VERSION", "backup.manifest"].iter().any(|name| directory.join(name).is_file())
+        };
+        self.delta || self.is_prepared && (is_there(&self.directory()) || is_there(&self.data))
+    }
+
+    /// The clusters whose tablespaces this restore may write into: its own, and the one that is
+    /// replaced as long as its tablespaces are about to be moved aside.
+    pub(crate) fn owners(&self) -> Vec<PathBuf> {
+        let replaced = self.aside.clone().filter(|_| !self.goes_on());
+        [self.data.clone(), self.directory()].into_iter().chain(replaced).collect()
     }
 
     /// Remembers it.
@@ -356,7 +374,7 @@ pub(crate) fn move_tablespaces(
             )
         })?;
         make(target)?;
-        let links = aside.join("pg_tblspc");
+        let links = aside.join(LINKS);
         for link in names(&links).unwrap_or_default() {
             let link = links.join(link);
             if fs::read_link(&link).is_ok_and(|it| it == *target) {
@@ -370,7 +388,7 @@ pub(crate) fn move_tablespaces(
 
 /// The tablespaces of the cluster that was moved aside, but for those with these ids.
 pub(crate) fn tablespaces_but(begun: &Begun, ids: &[&str]) -> Vec<PathBuf> {
-    let Some(links) = begun.aside.as_ref().map(|aside| aside.join("pg_tblspc")) else {
+    let Some(links) = begun.aside.as_ref().map(|aside| aside.join(LINKS)) else {
         return Vec::new();
     };
     let others = names(&links).unwrap_or_default().into_iter();
@@ -379,15 +397,23 @@ pub(crate) fn tablespaces_but(begun: &Begun, ids: &[&str]) -> Vec<PathBuf> {
     places.filter(|it| it.is_absolute()).collect()
 }
 
-/// Whether a tablespace can be restored into a directory: it is empty, or holds one of the cluster
-/// in `replaced`, and is moved aside with that.
-pub(crate) fn is_free(directory: &Path, replaced: Option<&PathBuf>) -> Result<bool, Refusal> {
+/// Whether a tablespace can be restored into a directory: it is empty, or one of the clusters in
+/// `owners` has a tablespace there.
+pub(crate) fn is_free(directory: &Path, owners: &[PathBuf]) -> Result<bool, Refusal> {
     if names(directory).map_err(|error| unusable(directory, &error))?.is_empty() {
         return Ok(true);
     }
-    let links = replaced.map(|data| data.join("pg_tblspc")).unwrap_or_default();
-    let names = names(&links).unwrap_or_default();
-    Ok(names.iter().any(|name| fs::read_link(links.join(name)).is_ok_and(|it| it == *directory)))
+    let is_theirs = |owner: &PathBuf| {
+        let links = owner.join(LINKS);
+        let names = names(&links).unwrap_or_default();
+        names.iter().any(|name| fs::read_link(links.join(name)).is_ok_and(|it| it == *directory))
+    };
+    Ok(owners.iter().any(is_theirs))
+}
+
+/// Where the first of these clusters that has a tablespace of this id has it.
+pub(crate) fn place_of(id: &str, owners: &[PathBuf]) -> Option<PathBuf> {
+    owners.iter().find_map(|owner| fs::read_link(owner.join(LINKS).join(id)).ok())
 }
 
 /// Empties a directory in which an interrupted restore left too little to go on with, except for
@@ -564,6 +590,36 @@ mod tests {
             begun.make_room(&work).expect("it goes on");
             assert!(begun.directory().join("PG_VERSION").is_file());
         }
+    }
+
+    #[test]
+    fn a_tablespace_is_restored_into_a_place_of_its_own() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, work) = (root.path().join("data"), work(root.path()));
+        let [old, new, other] = ["old", "new", "other"].map(|name| root.path().join(name));
+        let link = |to: &Path| {
+            fs::create_dir_all(to.join("PG_15")).expect("made");
+            fs::create_dir_all(data.join(LINKS)).expect("made");
+            symlink(to, data.join(LINKS).join("16400")).expect("linked");
+        };
+        let free = |place: &Path, owners: &[PathBuf]| is_free(place, owners).expect("it is told");
+        cluster(&data);
+        link(&old);
+        fs::create_dir_all(other.join("PG_15")).expect("made");
+        assert!(free(&new, &[]) && !free(&old, &[]));
+        let owners = std::slice::from_ref(&data);
+        assert!(free(&old, owners) && !free(&other, owners));
+        assert_eq!(place_of("16400", owners), Some(old.clone()));
+        assert_eq!(place_of("16401", owners), None);
+        // What is moved aside may be moved aside with its tablespaces, until others are there.
+        let begun = prepare(&work, &data, Existing::Replace, "b", Utc::now()).expect("prepared");
+        let owners = begun.owners();
+        assert!(!begun.goes_on() && free(&old, &owners) && !free(&other, &owners));
+        cluster(&data);
+        link(&new);
+        let owners = begun.owners();
+        assert!(begun.goes_on() && free(&new, &owners));
+        assert!(!free(&old, &owners) && !free(&other, &owners));
     }
 
     #[test]
