@@ -8,6 +8,7 @@ mod restoring;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::thread::sleep;
@@ -1327,6 +1328,13 @@ fn secrets_are_seen_nowhere() {
         command.env("RCLONE_CONF_BASE64", &encoded);
         command
     };
+    if place.cluster.installation().account().is_some() {
+        // What root was told lies nowhere afterwards, and is in nobody's way.
+        let (code, text) = ended(run("restore").uid(0).gid(0).output().expect("it is installed"));
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains("as root") && text.contains("runuser"), "{text}");
+        assert_eq!(place.around(), around);
+    }
     remote.proxy().delay(Duration::from_millis(100));
     let mut command = run("restore");
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());

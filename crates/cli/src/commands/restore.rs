@@ -95,6 +95,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
+    // Before anything is made: the server's user could not use it, and it may hold secrets.
+    restore::refuse_root()?;
     let target = arguments.to.target(Utc::now())?;
     let data = restore::whole(&arguments.data)?;
     let mut tablespaces = Vec::new();
