@@ -482,10 +482,11 @@ pub(crate) fn still_ours(shared: &Shared, remote: &Remote) -> Result<(), Failure
     }
 }
 
-/// Looks whether the remote is still ours if that was not seen for two heartbeats: a machine that
-/// stood still, or was cut off, may have been replaced meanwhile.
+/// Looks whether the remote is still ours if that was not seen for as long as whoever claims it
+/// waits: a machine that stood still, or was cut off, may have been replaced meanwhile.
 pub(crate) fn surely_ours(shared: &Shared, remote: &Remote) -> Result<(), Failure> {
-    if shared.verified_within(2 * beat(shared)) { Ok(()) } else { still_ours(shared, remote) }
+    let is_sure = shared.verified_within(beat(shared) + MARGIN);
+    if is_sure { Ok(()) } else { still_ours(shared, remote) }
 }
 
 fn beat(shared: &Shared) -> Duration {
