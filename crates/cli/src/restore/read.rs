@@ -12,12 +12,15 @@ use nrt_core::pgbackrest::archive::stored_segment;
 use nrt_core::pgbackrest::info::Backup;
 use nrt_core::pgbackrest::names::valid_label;
 use nrt_core::restore::Refusal;
-use nrt_core::restore::catalog::{Catalog, RestorePoint, segment_size_of};
+use nrt_core::restore::catalog::{Catalog, RestorePoint, segment_sizes_of};
 
-use super::source::Source;
-use super::wal::Shelf;
+use super::source::{Source, Stored};
+use super::wal::{Shelf, unpack};
 use super::waldump::written;
 use crate::ship::{DESCRIPTIONS, failure};
+
+/// The size of a WAL segment, unless the cluster was made with another one.
+const USUAL: u64 = 16 << 20;
 
 /// What was read.
 #[derive(Debug)]
@@ -65,18 +68,13 @@ pub(crate) fn read(
         .cloned()
         .collect();
     let archive_id = format!("{}-{}", database.version, database.id);
-    let Some(segment_size) = backups.iter().rev().find_map(segment_size_of) else {
-        return Err(Refusal::new(
-            format!("there is no finished backup of the cluster at {}", source.name()),
-            "A restore begins with one.",
-        ));
-    };
+    let below = format!("archive/{}/{archive_id}", source.stanza);
+    let segment_size = segment_size(source, &backups, &below)?;
 
     let mut wal = Coverage::default();
     let mut shelf = Shelf { segment_size, ..Shelf::default() };
     let mut histories = BTreeMap::new();
     let (mut segments, mut stored) = (0_u64, 0_u64);
-    let below = format!("archive/{}/{archive_id}", source.stanza);
     for file in source.list(&below)? {
         let name = file.path.rsplit('/').next().unwrap_or_default();
         let path = format!("{archive_id}/{}", file.path);
@@ -141,6 +139,40 @@ pub(crate) fn read(
         tail_stored,
     };
     Ok(Found { catalog, shelf, owner })
+}
+
+/// The size of a WAL segment: as the numbers of the backups tell it, or else a segment itself.
+fn segment_size(source: &Source, backups: &[Backup], archive: &str) -> Result<u64, Refusal> {
+    let sizes = segment_sizes_of(backups);
+    let Some(smallest) = sizes.first() else {
+        return Err(Refusal::new(
+            format!("there is no finished backup of the cluster at {}", source.name()),
+            "A restore begins with one.",
+        ));
+    };
+    if sizes.len() == 1 {
+        return Ok(*smallest);
+    }
+    let mut files = source.list(archive)?;
+    files.sort_by(|one, other| other.path.cmp(&one.path));
+    for Stored { path, .. } in files {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let is_segment = name
+            .split_once('-')
+            .is_some_and(|(segment, _)| Segment::parse(segment, *smallest).is_some());
+        if !is_segment || name.ends_with(".pgbackrest.tmp") {
+            continue;
+        }
+        let Some(packed) = source.plain(&format!("{archive}/{path}"))? else { continue };
+        let is_of =
+            |size: u64| unpack(&path, &packed, size).is_ok_and(|bytes| bytes.len() as u64 == size);
+        // A damaged one is of none.
+        if let Some(size) = sizes.iter().find(|size| is_of(**size)) {
+            return Ok(*size);
+        }
+    }
+    // Nothing can be restored without any segment: it is of no consequence.
+    Ok(if sizes.contains(&USUAL) { USUAL } else { *smallest })
 }
 
 /// The name of a timeline's history file.
@@ -226,4 +258,52 @@ fn backups_stored(
         .collect();
     sizes.retain(|label, _| valid_label(label));
     Ok((unusable, sizes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::{Kind, Place};
+    use super::super::work::Work;
+    use super::*;
+
+    #[test]
+    fn an_archived_segment_tells_the_size_where_the_backups_do_not() {
+        let root = tempfile::tempdir().expect("a directory");
+        let work = Work::make(&root.path().join("work")).expect("made");
+        let place = Place {
+            kind: Kind::Directory(root.path().join("repository")),
+            own_config: None,
+            pgbackrest: "pgbackrest".into(),
+        };
+        let source = Source::open(place, &work).expect("opened");
+        let backup: Backup = serde_json::from_value(serde_json::json!({
+            "label": "20261122-143000F", "type": "full", "prior": null, "references": [],
+            "error": false, "start_time": "2026-11-22T14:30:00Z",
+            "stop_time": "2026-11-22T14:30:05Z", "start_lsn": "1/28", "stop_lsn": "1/100",
+            "archive_start": "000000010000000100000000",
+            "archive_stop": "000000010000000100000000", "timeline": 1, "database_id": 1,
+            "repo": 1, "size": null, "delta": null, "repo_size": null, "repo_delta": null,
+            "pgbackrest": "2.45", "annotations": {}
+        }))
+        .expect("a backup");
+        let size = |archive: &str| segment_size(&source, std::slice::from_ref(&backup), archive);
+        let hash = "0123456789012345678901234567890123456789";
+        for (archive, bytes) in [("1", 1 << 20), ("16", 16 << 20), ("64", 64 << 20)] {
+            let group = root.path().join("repository").join(archive).join("0000000100000001");
+            fs::create_dir_all(&group).expect("made");
+            let file = |name: &str, length: u64| {
+                let file = fs::File::create(group.join(name)).expect("made");
+                file.set_len(length).expect("it is sparse");
+            };
+            file(&format!("000000010000000100000000-{hash}"), bytes);
+            // None of these is a whole segment.
+            file(&format!("000000010000000100000001-{hash}"), 12345);
+            file(&format!("000000010000000100000002-{hash}.pgbackrest.tmp"), 2 << 20);
+            file(&format!("000000010000000100000000.partial-{hash}"), 2 << 20);
+        }
+        for (archive, bytes) in [("1", 1 << 20), ("16", 16 << 20), ("64", 64 << 20)] {
+            assert_eq!(size(archive), Ok(bytes), "{archive}");
+        }
+        assert_eq!(size("none"), Ok(USUAL));
+    }
 }

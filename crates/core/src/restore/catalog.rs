@@ -123,12 +123,128 @@ pub trait Wal {
     ) -> Result<Vec<(Lsn, RestorePoint)>, Refusal>;
 }
 
-/// The size of a WAL segment, as a backup's own numbers tell it: the name of the segment in which
-/// it starts, and the position.
-pub fn segment_size_of(backup: &Backup) -> Option<u64> {
-    let (start, name) = (backup.start_lsn?, backup.archive_start.as_deref()?);
+/// The sizes of a WAL segment with which the numbers of the backups, oldest first, agree: the names
+/// of the segments in which each starts and stops, and the positions. None, if there is no finished
+/// backup.
+///
+/// Several, if all of them are in the first segments of a 4 GB block: the name of the first one says
+/// nothing about the size. The newest ones count where they contradict each other.
+pub fn segment_sizes_of(backups: &[Backup]) -> Vec<u64> {
+    let mut left = Vec::new();
+    for backup in backups.iter().rev() {
+        let agreeing = agreeing_sizes(backup);
+        let both = || agreeing.iter().copied().filter(|size| left.contains(size)).collect();
+        let narrowed: Vec<u64> = if left.is_empty() { agreeing } else { both() };
+        if !narrowed.is_empty() {
+            left = narrowed;
+        }
+        if left.len() == 1 {
+            break;
+        }
+    }
+    left
+}
+
+/// The sizes with which a backup's own numbers agree.
+fn agreeing_sizes(backup: &Backup) -> Vec<u64> {
+    let (Some(start), Some(first)) = (backup.start_lsn, backup.archive_start.as_deref()) else {
+        return Vec::new();
+    };
+    let stop = backup.stop_lsn.zip(backup.archive_stop.as_deref());
+    let holds = |name: &str, lsn: Lsn, size: u64| {
+        // What ends with a segment is in it, too: that is what PostgreSQL names up to version 16.
+        Segment::parse(name, size).is_some_and(|it| it.start(size) <= lsn && lsn <= it.end(size))
+    };
     let sizes = (20..=30).map(|shift| 1_u64 << shift);
-    sizes.into_iter().find(|&size| {
-        Segment::parse(name, size).is_some_and(|it| it == Segment::of(it.timeline, start, size))
-    })
+    sizes
+        .filter(|&size| holds(first, start, size))
+        .filter(|&size| stop.is_none_or(|(lsn, last)| holds(last, lsn, size)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::BackupType;
+
+    const MB: u64 = 1 << 20;
+
+    /// A backup from one position to another, of a cluster with segments of this size.
+    fn backup(start: &str, stop: &str, size: u64) -> Backup {
+        let lsn = |text: &str| text.parse::<Lsn>().expect("a position");
+        let name = |lsn: Lsn| Some(Segment::of(1, lsn, size).name(size));
+        let (start, stop) = (lsn(start), lsn(stop));
+        Backup {
+            label: "20261122-143000F".to_string(),
+            kind: BackupType::Full,
+            prior: None,
+            references: Vec::new(),
+            error: Some(false),
+            start_time: DateTime::UNIX_EPOCH,
+            stop_time: DateTime::UNIX_EPOCH,
+            start_lsn: Some(start),
+            stop_lsn: Some(stop),
+            archive_start: name(start),
+            archive_stop: name(stop),
+            timeline: Some(1),
+            database_id: 1,
+            repo: 1,
+            size: None,
+            delta: None,
+            repo_size: None,
+            repo_delta: None,
+            pgbackrest: "2.45".to_string(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_segment_is_what_all_numbers_agree_with() {
+        for (start, stop, size) in [
+            ("0/3000028", "0/3000100", 16 * MB),
+            ("1/28", "1/1000050", 16 * MB),
+            ("1/28", "1/100050", MB),
+            ("0/40000028", "0/40000100", 1024 * MB),
+            ("1/28", "1/40000050", 1024 * MB),
+            ("7F/FF000028", "80/50", 16 * MB),
+        ] {
+            let sizes = segment_sizes_of(&[backup(start, stop, size)]);
+            assert_eq!(sizes, [size], "{start} {stop}");
+        }
+        assert!(segment_sizes_of(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_first_segment_of_a_block_does_not_tell_its_size() {
+        for size in [MB, 16 * MB, 1024 * MB] {
+            let all: Vec<u64> = (20..=30).map(|shift| 1 << shift).collect();
+            let newest = backup("1/28", "1/100", size);
+            assert_eq!(segment_sizes_of(std::slice::from_ref(&newest)), all);
+            // A position behind it is too far for the smaller ones.
+            let within = segment_sizes_of(&[backup("1/28", "1/A00050", 16 * MB)]);
+            assert_eq!(
+                within,
+                [16 * MB, 32 * MB, 64 * MB, 128 * MB, 256 * MB, 512 * MB, 1024 * MB]
+            );
+            let older = backup("0/80000028", "0/80000100", size);
+            assert_eq!(segment_sizes_of(&[older.clone(), newest]), [size]);
+            // One that has just failed says nothing.
+            let failed = Backup { archive_start: None, ..older.clone() };
+            assert_eq!(segment_sizes_of(&[older, failed]), [size]);
+        }
+    }
+
+    #[test]
+    fn newer_backups_tell_the_size_of_a_segment_where_it_was_changed() {
+        let older = backup("0/3000028", "0/3000100", 16 * MB);
+        let newer = backup("0/40000028", "0/40000100", 64 * MB);
+        assert_eq!(segment_sizes_of(&[older, newer]), [64 * MB]);
+    }
+
+    #[test]
+    fn a_stop_at_the_end_of_a_segment_is_in_it() {
+        let mut newest = backup("0/3000028", "0/3000100", 16 * MB);
+        newest.stop_lsn = Some(Lsn(0x400_0000));
+        assert_eq!(segment_sizes_of(&[newest]), [16 * MB]);
+    }
 }
