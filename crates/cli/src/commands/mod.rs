@@ -20,6 +20,7 @@ pub(crate) mod status;
 pub(crate) mod takeover;
 pub(crate) mod wal;
 pub(crate) mod wal_get;
+pub(crate) mod zone;
 
 use std::process::ExitCode;
 

@@ -15,7 +15,8 @@ use rustix::process::geteuid;
 use serde_json::{Value, json};
 
 use super::server;
-use super::source::{From, To, rates, words, zone};
+use super::source::{From, To, rates, words};
+use super::zone::zone;
 use crate::restore::{self, OwnWal, Work};
 
 /// Shows what can be restored and, with a target, every step of the restore to it.

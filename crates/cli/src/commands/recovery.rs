@@ -12,7 +12,8 @@ use nrt_core::restore::target::{Target, written};
 use serde_json::{Value, json};
 
 use super::server::{self, Server};
-use super::source::{From, To, rates, words, zone};
+use super::source::{From, To, rates, words};
+use super::zone::zone;
 use crate::restore::{self, Existing, Kind, Place, Request, Start, Work};
 use crate::ship::Address;
 

@@ -8,7 +8,8 @@ use nrt_core::restore::Refusal;
 use nrt_core::size::format_size;
 use serde_json::json;
 
-use super::source::{From, To, rates, words, zone};
+use super::source::{From, To, rates, words};
+use super::zone::zone;
 use crate::restore::{self, Existing, Report, Request, Start, Work};
 
 /// Restores a cluster to a point in time, from a remote or from a repository on this machine.

@@ -8,7 +8,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
-use chrono_tz::Tz;
 use nrt_core::encoded;
 use nrt_core::layout;
 use nrt_core::offsite;
@@ -18,6 +17,7 @@ use nrt_core::restore::drill::{Phases, journal};
 use nrt_core::restore::target::{Asked, Target};
 
 use super::server;
+use super::zone;
 use crate::container;
 use crate::restore::{Kind, Place, Work, unusable, whole};
 
@@ -227,7 +227,7 @@ pub(crate) struct To {
     /// The newest that there is.
     #[arg(long)]
     latest: bool,
-    /// An instant, such as '2026-11-22 14:30:00+08'; without a zone, in that of the environment.
+    /// An instant, such as '2026-11-22 14:30:00+08'; without a zone, in that of TZ or of the machine.
     #[arg(long, value_name = "TIME", env = "RECOVERY_TARGET_TIME")]
     target_time: Option<String>,
     /// A position in the WAL, such as 16/B374D848.
@@ -275,7 +275,7 @@ impl To {
             backup: self.backup.clone(),
             up_to_gap: self.up_to_gap,
         };
-        asked.target(zone(), now)
+        asked.target(&zone::given(), now)
     }
 
     /// Whether anything was said.
@@ -305,20 +305,6 @@ fn is_false(value: Option<String>) -> Result<bool, Refusal> {
             "Write true or false.",
         )),
     }
-}
-
-/// The time zone of the environment: `TZ`, or the system's.
-pub(crate) fn zone() -> Tz {
-    let named = env::var("TZ").ok().map(|it| it.trim_start_matches(':').to_string());
-    let system = || {
-        let text = fs::read_to_string("/etc/timezone").ok().map(|it| it.trim().to_string());
-        text.filter(|it| !it.is_empty()).or_else(|| {
-            let link = fs::read_link("/etc/localtime").ok()?;
-            Some(link.to_string_lossy().split_once("zoneinfo/")?.1.to_string())
-        })
-    };
-    let name = named.filter(|it| !it.is_empty()).or_else(system);
-    name.and_then(|name| name.parse().ok()).unwrap_or(Tz::UTC)
 }
 
 /// How long the last drill on this machine took, for the estimate.

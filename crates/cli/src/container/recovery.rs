@@ -18,7 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use super::directories::User;
 use super::variables::Variables;
 use super::{End, FAILED, REPOSITORY, failed_to_run, rclone};
-use crate::commands::source::zone;
+use crate::commands::zone;
 use crate::restore;
 
 /// Where a restore works: in the volume that what it fetches is moved to.
@@ -83,7 +83,7 @@ impl Recovery {
             action: variables.get("RECOVERY_TARGET_ACTION").map(str::to_string),
             ..Asked::default()
         };
-        let target = asked.target(zone(), Utc::now()).map_err(|refusal| {
+        let target = asked.target(&zone::given(), Utc::now()).map_err(|refusal| {
             given.extend(asked.action.as_ref().map(|_| "RECOVERY_TARGET_ACTION"));
             Refusal::new(format!("{}: {}", given.join(", "), refusal.message), refusal.hint)
         })?;

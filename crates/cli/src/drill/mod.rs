@@ -206,7 +206,7 @@ fn request(order: &Order, scratch: &Path) -> Result<Request, Failure> {
         place: place(order)?,
         stanza: Some(order.stanza.clone()),
         target: Asked { latest: true, ..Asked::default() }
-            .target(chrono_tz::Tz::UTC, Utc::now())?,
+            .target(&Ok(chrono_tz::Tz::UTC), Utc::now())?,
         data: scratch.join(DATA),
         existing: Existing::Refuse,
         work: Some(scratch.join(WORK)),

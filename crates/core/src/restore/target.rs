@@ -100,12 +100,13 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Reads the target. A time without a zone is in `zone`.
+    /// Reads the target. A time without a zone is in `zone`, or refused for the reason that is there
+    /// instead.
     ///
     /// # Errors
     ///
     /// What cannot be read, or contradicts itself, and how to write it.
-    pub fn target(&self, zone: Tz, now: DateTime<Utc>) -> Result<Target, Refusal> {
+    pub fn target(&self, zone: &Result<Tz, String>, now: DateTime<Utc>) -> Result<Target, Refusal> {
         let point = self.point(zone, now)?;
         let action = self.read_action(&point)?;
         if self.exclusive && !matches!(point, Point::Time(_) | Point::Xid(_) | Point::Lsn(_)) {
@@ -139,7 +140,7 @@ impl Asked {
     }
 
     /// The one point that was given.
-    fn point(&self, zone: Tz, now: DateTime<Utc>) -> Result<Point, Refusal> {
+    fn point(&self, zone: &Result<Tz, String>, now: DateTime<Utc>) -> Result<Point, Refusal> {
         let (time, xid) = (given(&self.time), given(&self.xid));
         let (name, lsn) = (given_as_is(&self.name), given(&self.lsn));
         let all = [
@@ -158,7 +159,8 @@ impl Asked {
             ));
         }
         if let Some(text) = time {
-            return Ok(Point::Time(not_in_the_future(instant(text, zone)?, zone, now)?));
+            let shown = zone.as_ref().copied().unwrap_or(Tz::UTC);
+            return Ok(Point::Time(not_in_the_future(instant(text, zone)?, shown, now)?));
         }
         if let Some(text) = xid {
             return Ok(Point::Xid(transaction(text)?));
@@ -318,7 +320,7 @@ fn restore_point(name: &str) -> Result<String, Refusal> {
 }
 
 /// Reads an instant: a date, a time of the day, and an offset or a time zone.
-fn instant(text: &str, zone: Tz) -> Result<DateTime<Utc>, Refusal> {
+fn instant(text: &str, zone: &Result<Tz, String>) -> Result<DateTime<Utc>, Refusal> {
     let bad = || {
         Refusal::new(
             format!("{text:?} is not a time"),
@@ -341,7 +343,16 @@ fn instant(text: &str, zone: Tz) -> Result<DateTime<Utc>, Refusal> {
     let spaced = place.starts_with(|c: char| c.is_whitespace());
     let place = place.trim();
     if place.is_empty() {
-        return in_zone(local, zone);
+        return match zone {
+            Ok(zone) => in_zone(local, *zone),
+            Err(reason) => Err(Refusal::new(
+                format!("{text:?} has no zone, and that of this machine is not known: {reason}"),
+                format!(
+                    "Write the offset from universal time behind it, such as {local}+01, or set TZ \
+                     to the name of a zone."
+                ),
+            )),
+        };
     }
     if place.eq_ignore_ascii_case("z") || place.eq_ignore_ascii_case("utc") {
         return Ok(local.and_utc());
@@ -444,7 +455,7 @@ mod tests {
     }
 
     fn read(asked: Asked) -> Result<Target, Refusal> {
-        asked.target(Tz::Europe__Berlin, now())
+        asked.target(&Ok(Tz::Europe__Berlin), now())
     }
 
     fn read_time_target(time: &str) -> Result<DateTime<Utc>, Refusal> {
@@ -566,6 +577,25 @@ mod tests {
         }
         let refusal = read_time_target("2026-11-22 12:30 Berlin").expect_err("no zone");
         assert!(refusal.hint.contains("perhaps Europe/Berlin is meant"), "{refusal:?}");
+    }
+
+    #[test]
+    fn a_time_without_a_zone_needs_one_that_is_known() {
+        let unknown = Err("TZ is \"CET-1CEST\"".to_string());
+        let read = |time: &str| Asked { time: text(time), ..asked() }.target(&unknown, now());
+        for time in ["2026-11-22 12:30", "2026-11-22"] {
+            let refusal = read(time).expect_err(time);
+            let words = [time, "has no zone", "CET-1CEST"];
+            assert!(words.iter().all(|word| refusal.message.contains(word)), "{refusal:?}");
+            assert!(refusal.hint.contains("+01"), "{refusal:?}");
+        }
+        for time in ["2026-11-22 12:30+01", "2026-11-22 11:30Z", "2026-11-22 12:30 Europe/Berlin"] {
+            let point = read(time).expect("it says its zone").point;
+            assert_eq!(point, Point::Time(at("2026-11-22T11:30:00Z")), "{time}");
+        }
+        let refusal = read("2027-11-22 12:30+01").expect_err("it is in the future");
+        assert!(refusal.message.contains("in the future"), "{refusal:?}");
+        assert!(asked().target(&unknown, now()).is_ok(), "no time is asked for");
     }
 
     #[test]
