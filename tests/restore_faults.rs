@@ -794,6 +794,58 @@ fn a_server_pauses_or_shuts_down_at_the_target() {
     assert_eq!(place.cluster.value("select count(*) from t"), "101");
 }
 
+#[test]
+fn what_was_raised_after_the_backup_stops_no_recovery() {
+    let original = protected::protected("raised");
+    original.sql("create table t as select i, 'before' as filler from generate_series(1, 100) i");
+    archive_segment(&original);
+    let connections = original.value("show max_connections");
+    for (name, value) in [
+        ("max_connections", 300),
+        ("max_wal_senders", 60),
+        ("max_worker_processes", 50),
+        ("max_prepared_transactions", 40),
+        ("max_locks_per_transaction", 256),
+    ] {
+        original.sql(&format!("alter system set {name} = {value}"));
+    }
+    original.restart();
+    original.sql("insert into t select i, 'raised' from generate_series(101, 200) i");
+    let (content, at) = (original.value(CONTENT), now(&original));
+    original.sql("insert into t select i, 'behind' from generate_series(201, 300) i");
+    archive_segment(&original);
+    let latest = original.value(CONTENT);
+    assert_eq!(original.value("select count(*) from nrt.backups"), "1");
+    original.stop(Shutdown::Immediate);
+    let repository = format!("--repository={}", original.repository().display());
+    let target = format!("--target-time={at}");
+
+    let restored = Place::new("with-less").restore(&[&repository]);
+    assert_eq!(restored.value(CONTENT), latest);
+    assert_eq!(restored.value("show max_connections"), connections);
+    drop(restored);
+
+    // The server itself goes on with what was replayed, and needs as much.
+    let place = Place::new("with-as-much");
+    let (code, text) = place.run("restore", &[&repository, &target, "--action=shutdown"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("max_connections is 300 in postgresql.auto.conf"), "{text}");
+    place.cluster.start();
+    place.cluster.wait_for("select pg_is_in_recovery()", "f", AGAIN);
+    assert_eq!(place.cluster.value(CONTENT), content);
+    drop(place);
+
+    // It cannot be known before it replays.
+    let place = Place::new("says-so");
+    let (code, text) = place.run("restore", &[&repository, &target, "--action=pause"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("its log says which setting to raise"), "{text}");
+    let paused = &place.cluster;
+    paused.wait_for("select pg_get_wal_replay_pause_state()", "paused", AGAIN);
+    paused.sql("alter system set max_connections = 300");
+    stop(paused);
+}
+
 /// What is beside a path with a word in its name.
 fn beside(path: &Path, word: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(path.parent().expect("it has one")).expect("it is there").flatten();

@@ -19,10 +19,10 @@ use super::place::unusable;
 use super::planning::Planned;
 use super::progress::Progress;
 use super::read::{self, OwnWal};
-use super::server::{Private, Programs};
+use super::server::{Private, Programs, minimums};
 use super::source::Kind;
 use super::wal::{Ahead, Shelf};
-use super::{Kept, OWN, Report, Run, config_words, told, waldump};
+use super::{Kept, OWN, Report, Run, Start, config_words, told, waldump};
 
 /// Settings of a recovery that must not be what an earlier one has left.
 const OF_RECOVERY: [(&str, &str); 7] = [
@@ -131,6 +131,25 @@ impl Run<'_> {
             settings.push((name, value));
         }
         let config = config_words(report.configuration.as_deref());
+        for (name, value) in minimums(programs, &self.request.data, &config)? {
+            // What cannot be read may be large enough.
+            if programs.setting(&self.request.data, &config, name).is_none() {
+                continue;
+            }
+            report.notes.push(format!(
+                "{name} is {value} in postgresql.auto.conf, as on the original: with less, the server \
+                 does not recover"
+            ));
+            settings.push((name, value));
+        }
+        if self.request.start == Start::No || action == Action::Pause {
+            report.notes.push(
+                "if max_connections or its like was raised after the backup, replay pauses there, or \
+                 the server stops: its log says which setting to raise with ALTER SYSTEM, or in \
+                 postgresql.auto.conf, before it is started again"
+                    .to_string(),
+            );
+        }
         for name in COMMANDS {
             if !programs.is_empty(&self.request.data, &config, name) {
                 settings.push((name, String::new()));
@@ -241,6 +260,15 @@ impl Run<'_> {
                     format!("recovery stopped: {}", server.told.last_words()),
                     format!(
                         "PostgreSQL's log is \"{}\". The same command tries again.",
+                        self.work.path().join("recovery.log").display()
+                    ),
+                ));
+            }
+            if server.told.is_paused {
+                return Err(Refusal::new(
+                    "recovery waits for somebody to let it go on",
+                    format!(
+                        "PostgreSQL's log is \"{}\" and says why.",
                         self.work.path().join("recovery.log").display()
                     ),
                 ));

@@ -123,8 +123,8 @@ fn major_of(program: &Path) -> Option<String> {
     (!digits.is_empty()).then_some(digits)
 }
 
-/// Settings that must be at least what they were on the original, or recovery refuses to go on:
-/// how `pg_controldata` and the configuration call each.
+/// Settings that must be at least what they were on the original where a server can be read while
+/// it recovers: how `pg_controldata` and the configuration call each.
 const AT_LEAST: [(&str, &str); 5] = [
     ("max_connections setting", "max_connections"),
     ("max_worker_processes setting", "max_worker_processes"),
@@ -150,9 +150,7 @@ pub(crate) struct Private {
 pub(crate) struct Told {
     /// It takes writes.
     pub(crate) is_ready: bool,
-    /// It can be read, and replays.
-    pub(crate) is_consistent: bool,
-    /// It has stopped at the target and waits.
+    /// It waits for somebody to let it go on.
     pub(crate) is_paused: bool,
     /// The last record that was replayed.
     pub(crate) redo_done: Option<Lsn>,
@@ -211,7 +209,9 @@ impl Private {
         set("lc_messages", "C");
         set("log_checkpoints", "off");
         set("log_connections", "off");
-        set("hot_standby", "on");
+        // Nobody reads here, and with readers replay would wait, for ever, at the record of a setting
+        // that was raised after the backup.
+        set("hot_standby", "off");
         set("primary_conninfo", "");
         // What is written here is archived by the server that starts afterwards: the history of its
         // new timeline, too, of which PostgreSQL takes note only where archiving is on. What makes
@@ -411,9 +411,7 @@ impl Told {
         }
         if words.starts_with("database system is ready to accept connections") {
             self.is_ready = true;
-        } else if words.starts_with("database system is ready to accept read") {
-            self.is_consistent = true;
-        } else if words.starts_with("pausing at the end of recovery") {
+        } else if words.starts_with("recovery has paused") {
             self.is_paused = true;
         } else if let Some(rest) = words.strip_prefix("redo done at ") {
             self.redo_done = rest.split_whitespace().next().and_then(|it| it.parse().ok());
@@ -446,8 +444,9 @@ impl Told {
     }
 }
 
-/// Values with which recovery goes on, where the configuration has smaller ones.
-fn minimums(
+/// Values with which recovery goes on, where the configuration has smaller ones: what the original
+/// had, as far as was replayed.
+pub(super) fn minimums(
     programs: &Programs,
     data: &Path,
     config: &[OsString],
@@ -477,7 +476,6 @@ mod tests {
         for line in [
             "LOG:  starting point-in-time recovery to 2026-11-22 14:30:00+00",
             "LOG:  redo starts at 0/2000028",
-            "LOG:  database system is ready to accept read-only connections",
             "LOG:  redo done at 0/5000110 system usage: CPU: user: 0.00 s",
             "LOG:  last completed transaction was at log time 2026-11-22 14:29:59.123456+00",
             "LOG:  selected new timeline ID: 3",
@@ -486,7 +484,7 @@ mod tests {
         ] {
             told.hear(line);
         }
-        assert!(told.is_ready && told.is_consistent && !told.is_paused);
+        assert!(told.is_ready && !told.is_paused);
         assert_eq!((told.redo_done, told.timeline), (Some(Lsn(0x500_0110)), Some(3)));
         let end = told.last_end.map(|it| it.to_rfc3339());
         assert_eq!(end.as_deref(), Some("2026-11-22T14:29:59.123456+00:00"));
@@ -497,6 +495,12 @@ mod tests {
         assert!(told.last_words().contains("before configured"));
         told.hear("FATAL:  could not restore file \"000000010000000000000003\" from archive");
         assert_eq!(told.last_words(), "000000010000000000000003: no space left");
+        assert!(!told.is_paused);
+        told.hear(
+            "WARNING:  hot standby is not possible because of insufficient parameter settings",
+        );
+        told.hear("LOG:  recovery has paused");
+        assert!(told.is_paused);
         told.hear("postgres: could not access the server configuration file");
         assert!(told.last_words().contains("could not access"));
     }
