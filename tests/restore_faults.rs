@@ -1246,36 +1246,104 @@ fn a_mount_point_keeps_what_was_in_it() {
     place.cluster.stop(Shutdown::Fast);
 }
 
-#[test]
-fn configuration_that_lay_elsewhere_comes_back_beside_the_data_directory() {
-    let remote = Remote::new("etc", Kind::WebDav);
-    let original = Cluster::with_identity("etc");
-    let etc = original.directory().join("etc");
+/// A cluster as Debian has it: no file of its configuration is in the data directory. And where the
+/// main one is.
+fn with_configuration_elsewhere(name: &str) -> (Cluster, PathBuf) {
+    let cluster = Cluster::with_identity(name);
+    let etc = cluster.directory().join("etc");
     let write = |path: &str, text: &str| {
         let path = etc.join(path);
         fs::write(&path, text).expect("the directory is ours");
-        original.installation().hand_over(&path).expect("it was just made");
+        cluster.installation().hand_over(&path).expect("it was just made");
     };
-    original.installation().private_directory(&etc).expect("its parent is there");
+    cluster.installation().private_directory(&etc).expect("its parent is there");
     for file in ["pg_hba.conf", "pg_ident.conf"] {
-        let text = fs::read_to_string(original.data().join(file)).expect("initdb wrote it");
+        let text = fs::read_to_string(cluster.data().join(file)).expect("initdb wrote it");
         write(file, &text);
-        fs::remove_file(original.data().join(file)).expect("initdb wrote it");
+        fs::remove_file(cluster.data().join(file)).expect("initdb wrote it");
     }
-    fs::remove_file(original.data().join("postgresql.conf")).expect("initdb wrote it");
+    fs::remove_file(cluster.data().join("postgresql.conf")).expect("initdb wrote it");
     let text = |path: PathBuf| path.display().to_string();
     write(
         "postgresql.conf",
         &format!(
             "data_directory = '{}'\nhba_file = '{}'\nident_file = '{}'\nwork_mem = '5MB'\n\
              include '../settings.conf'\n",
-            text(original.data()),
+            text(cluster.data()),
             text(etc.join("pg_hba.conf")),
             text(etc.join("pg_ident.conf")),
         ),
     );
-    let argument = format!("--config_file={}", text(etc.join("postgresql.conf")));
-    let original = shipping(original.argument(&argument), &remote);
+    let main = etc.join("postgresql.conf");
+    (cluster.argument(&format!("--config_file={}", main.display())), main)
+}
+
+#[test]
+fn configuration_that_lies_elsewhere_is_found_before_anything_is_touched() {
+    let (original, main) = with_configuration_elsewhere("outside");
+    let original = protected::started(protected::quiet(original));
+    // What was restored is stopped at once, in the midst of its first backup.
+    for words in ["nrt_backup health: ", "nrt_backup job ", "archiver "] {
+        original.allow(words);
+    }
+    original.sql("create table t as select i, 'etc' as filler from generate_series(1, 100) i");
+    archive_segment(&original);
+    let content = original.value(CONTENT);
+    original.stop(Shutdown::Fast);
+    let repository = format!("--repository={}", original.repository().display());
+
+    // As it was started last; also where that is mended after everything was moved.
+    let text = fs::read_to_string(&main).expect("it is there");
+    fs::write(&main, format!("{text}no_such_setting = 1\n")).expect("it is ours");
+    let restore = || {
+        let arguments = ["--replace", "--no-start", &repository];
+        ended(of(&original, "restore", &arguments).output().expect("it is installed"))
+    };
+    let (code, words) = restore();
+    assert_eq!(code, 1, "{words}");
+    assert!(words.contains("no_such_setting") && words.contains("tries again"), "{words}");
+    assert!(!original.data().join("postmaster.opts").exists(), "what was there is aside");
+    fs::write(&main, &text).expect("it is ours");
+    let (code, words) = restore();
+    assert_eq!(code, 0, "{words}");
+    assert!(words.contains("data-configuration/start.conf"), "{words}");
+    original.start();
+    assert_eq!(original.value(CONTENT), content);
+    assert_eq!(original.value("select timeline_id from pg_control_checkpoint()"), "2");
+    original.stop(Shutdown::Fast);
+
+    // Nothing says where it is.
+    fs::remove_file(original.data().join("postmaster.opts")).expect("the server wrote it");
+    let place = Place::new("elsewhere");
+    let before = place.around();
+    let (code, words) = place.run("restore", &["--no-start", &repository]);
+    assert_eq!(code, 1, "{words}");
+    assert!(words.contains("postgresql.conf") && words.contains("--config-file"), "{words}");
+    let inside = format!("--config-file={}", place.cluster.data().join("mine.conf").display());
+    let (code, words) = place.run("restore", &["--no-start", &repository, &inside]);
+    assert_eq!(code, 1, "{words}");
+    assert!(words.contains("in the data directory"), "{words}");
+    assert_eq!(place.around(), before);
+    place.restored(&[&repository, &format!("--config-file={}", main.display())]);
+    let start = place.cluster.directory().join("data-configuration/start.conf");
+    let own = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
+    let (socket, repository) = (place.cluster.socket(), place.cluster.repository());
+    let cluster = place
+        .cluster
+        .argument(&own("config_file", start))
+        .argument(&own("unix_socket_directories", socket))
+        .argument(&own("nrt_backup.repository", repository));
+    cluster.start();
+    assert_eq!(cluster.value(CONTENT), content);
+    assert_eq!(cluster.value("show work_mem"), "5MB");
+    assert_eq!(cluster.value("show data_directory"), cluster.data().display().to_string());
+}
+
+#[test]
+fn configuration_that_lay_elsewhere_comes_back_beside_the_data_directory() {
+    let remote = Remote::new("etc", Kind::WebDav);
+    let (original, _) = with_configuration_elsewhere("etc");
+    let original = shipping(original, &remote);
     original.sql("create table t as select i, 'etc' as filler from generate_series(1, 100) i");
     // No WAL tells it: a backup does.
     original.sql("alter system set maintenance_work_mem = '7MB'");

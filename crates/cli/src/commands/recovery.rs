@@ -251,6 +251,7 @@ fn prepare(asked: &Asked, directory: &Path) -> Answer {
         },
         data: into,
         work: Some(directory.to_path_buf()),
+        config_file: None,
         tablespaces: Vec::new(),
         tablespaces_below: is_running.then(|| directory.join("tablespaces")),
         databases: Vec::new(),

@@ -41,6 +41,10 @@ pub(crate) struct Arguments {
     /// Start nothing at all: recovery runs when you start the server.
     #[arg(long, conflicts_with = "no_start")]
     no_recovery: bool,
+    /// The server's postgresql.conf, where it lay outside of the data directory: the remote's copy, or
+    /// that of the server that was here last, by default.
+    #[arg(long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
     /// Restore a tablespace, by its name or id, to another directory; may be repeated.
     #[arg(long, value_name = "NAME=DIRECTORY")]
     tablespace_map: Vec<String>,
@@ -126,6 +130,7 @@ fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
         },
         data,
         work: Some(directory),
+        config_file: arguments.config_file.clone(),
         tablespaces,
         tablespaces_below: None,
         databases: arguments.db_include.clone(),

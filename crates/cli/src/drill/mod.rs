@@ -210,6 +210,7 @@ fn request(order: &Order, scratch: &Path) -> Result<Request, Failure> {
         data: scratch.join(DATA),
         existing: Existing::Refuse,
         work: Some(scratch.join(WORK)),
+        config_file: None,
         tablespaces: Vec::new(),
         tablespaces_below: Some(scratch.join(SPACES)),
         databases: Vec::new(),

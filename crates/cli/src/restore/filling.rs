@@ -16,13 +16,13 @@ use nrt_core::restore::plan::plan;
 use nrt_core::restore::target::Target;
 use nrt_process::{allowed, tether};
 
+use super::Run;
 use super::place::{self, Begun, Existing};
 use super::planning::{Planned, manifest_text};
 use super::progress::Progress;
 use super::server::Programs;
 use super::source::Source;
 use super::waldump::Dump;
-use super::{Run, configuration};
 use crate::segment::{hash_of, unpack};
 
 /// Databases that every restore has.
@@ -297,21 +297,6 @@ impl Run<'_> {
             }
             Err(_) => format!("{what}, and no other backup leads to the target."),
         })
-    }
-
-    pub(super) fn configuration(
-        &self,
-        remote: &crate::ship::Remote,
-    ) -> Result<Option<PathBuf>, Refusal> {
-        // An interrupted restore may have brought it back already.
-        match self.known_configuration() {
-            Some(known) => Ok(Some(known)),
-            None => configuration::bring_back(remote, &self.request.data, &self.work),
-        }
-    }
-
-    pub(super) fn known_configuration(&self) -> Option<PathBuf> {
-        configuration::known(&self.work)
     }
 }
 

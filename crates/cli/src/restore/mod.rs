@@ -85,6 +85,8 @@ pub(crate) struct Request {
     pub(crate) data: PathBuf,
     /// What happens to what is in it.
     pub(crate) existing: Existing,
+    /// The configuration to start with; the backup's own, or where it is found, if absent.
+    pub(crate) config_file: Option<PathBuf>,
     /// Where it works; beside the data directory if absent.
     pub(crate) work: Option<PathBuf>,
     /// Other places for tablespaces: name or id, and directory.
@@ -340,6 +342,7 @@ impl Run<'_> {
         let programs = Programs::find(&planned.plan.version, request.bindir.as_deref())?;
         self.check_names(&planned)?;
         self.check_tablespaces(&planned, begun.as_ref())?;
+        self.choose_configuration(&planned, begun.is_some())?;
         show(done.as_ref().map_or(&planned.plan, |done| &done.plan))?;
 
         let mut report = Report {
@@ -383,10 +386,7 @@ impl Run<'_> {
         report.aside.clone_from(&begun.aside);
         self.restore(&planned, &begun, &mut report.phases, now)?;
         begun.move_up()?;
-        report.configuration = match &planned.source.remote {
-            Some(remote) => self.configuration(remote)?,
-            None => None,
-        };
+        report.configuration = self.configuration(&planned)?;
         let place = request.place.clone();
         let shelved = Shelved { place, stanza: planned.source.stanza.clone(), shelf };
         self.work.write(SHELF, &shelved).map_err(told)?;
@@ -506,12 +506,13 @@ impl Run<'_> {
     ) -> Result<Report, Refusal> {
         show(&done.plan)?;
         place::hand_over(&self.work)?;
+        let newly_named = self.newly_named_configuration()?;
         let mut report = Report {
             plan: done.plan.clone(),
             recovered: Some(done.recovered.clone()),
             phases: done.phases,
             aside: finished.aside.clone(),
-            configuration: finished.configuration.clone(),
+            configuration: newly_named.or_else(|| finished.configuration.clone()),
             is_running: place::runs(&self.request.data),
             copy_of: finished.copy_of.clone(),
             notes: finished.notes.clone(),

@@ -8,15 +8,16 @@ use nrt_core::lsn::Lsn;
 use nrt_core::offsite::RESTORE_POINTS;
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::offsite::tail::{Coverage, DIRECTORY, Piece, parse_history};
-use nrt_core::pgbackrest::archive::stored_segment;
+use nrt_core::pgbackrest::archive::{StoredName, stored_segment};
 use nrt_core::pgbackrest::info::Backup;
 use nrt_core::pgbackrest::names::valid_label;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::{Catalog, RestorePoint, segment_sizes_of};
 
 use super::source::{Source, Stored};
-use super::wal::{Shelf, unpack};
+use super::wal::Shelf;
 use super::waldump::written;
+use crate::segment::unpack;
 use crate::ship::{DESCRIPTIONS, failure};
 
 /// The size of a WAL segment, unless the cluster was made with another one.
@@ -157,10 +158,7 @@ fn segment_size(source: &Source, backups: &[Backup], archive: &str) -> Result<u6
     files.sort_by(|one, other| other.path.cmp(&one.path));
     for Stored { path, .. } in files {
         let name = path.rsplit('/').next().unwrap_or_default();
-        let is_segment = name
-            .split_once('-')
-            .is_some_and(|(segment, _)| Segment::parse(segment, *smallest).is_some());
-        if !is_segment || name.ends_with(".pgbackrest.tmp") {
+        if StoredName::parse(name).is_none_or(|it| it.is_partial) {
             continue;
         }
         let Some(packed) = source.plain(&format!("{archive}/{path}"))? else { continue };

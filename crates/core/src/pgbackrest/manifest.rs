@@ -9,6 +9,8 @@ use serde::Deserialize;
 pub struct Manifest {
     /// The data directory that the backup was taken from.
     pub data_directory: Option<String>,
+    /// Whether the main file of the configuration lies in it.
+    pub has_configuration: bool,
     /// The tablespaces.
     pub tablespaces: Vec<Tablespace>,
     /// The databases, by name.
@@ -108,6 +110,7 @@ pub fn parse_manifest(text: &str, label: &str) -> Option<Manifest> {
     let databases = entries::<Database>(text, "[db]");
     manifest.databases = databases.map(|(name, _)| name.to_string()).collect();
     for (name, file) in entries::<File>(text, "[target:file]") {
+        manifest.has_configuration |= name == "pg_data/postgresql.conf";
         let Some((path, least)) = stored.place(name, &file, label) else { continue };
         let known = manifest.needed.entry(path).or_default();
         *known = least.max(*known);
@@ -270,6 +273,10 @@ mode="0700"
     #[test]
     fn reads_what_is_needed() {
         let manifest = parse_manifest(MANIFEST, "20260102-000000F").expect("whole");
+        assert!(!manifest.has_configuration);
+        let with = MANIFEST.replace("pg_data/empty=", "pg_data/postgresql.conf=");
+        let with = parse_manifest(&with, "20260102-000000F").expect("whole");
+        assert!(with.has_configuration);
         let needed: Vec<_> =
             manifest.needed.iter().map(|(path, size)| (path.as_str(), *size)).collect();
         assert_eq!(
