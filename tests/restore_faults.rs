@@ -811,6 +811,9 @@ fn what_was_raised_after_the_backup_stops_no_recovery() {
     }
     original.restart();
     original.sql("insert into t select i, 'raised' from generate_series(101, 200) i");
+    // Each takes room as soon as it is replayed, and none is left in the end.
+    original.sql("begin; update t set filler = 'raised' where i = 1; prepare transaction 'a'");
+    original.sql("commit prepared 'a'");
     let (content, at) = (original.value(CONTENT), now(&original));
     original.sql("insert into t select i, 'behind' from generate_series(201, 300) i");
     archive_segment(&original);

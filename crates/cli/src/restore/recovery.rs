@@ -37,6 +37,9 @@ const OF_RECOVERY: [(&str, &str); 7] = [
 /// Commands that PostgreSQL runs when it recovers: they may clean, or tell of, what is the
 /// original's.
 const COMMANDS: [&str; 2] = ["archive_cleanup_command", "recovery_end_command"];
+/// Transactions that were prepared after the backup need room even where nobody can read. Only where
+/// it is wanting: a standby that replays this has to have as much.
+const ROOM_FOR_PREPARED: (&str, &str) = ("max_prepared_transactions", "1000");
 /// How often the recovering server is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -243,8 +246,8 @@ impl Run<'_> {
             &self.work,
             self.request.is_quiet,
         );
-        let (data, settings) = (&self.request.data, &self.request.settings);
-        let mut server = Private::start(programs, data, &words, &self.work, settings)?;
+        let (data, mut settings) = (&self.request.data, self.request.settings.clone());
+        let mut server = Private::start(programs, data, &words, &self.work, &settings)?;
         loop {
             let ended = server.look().map_err(|error| Refusal::new(error.to_string(), ""))?;
             let replayed = ahead.replayed.load(Ordering::Relaxed) * shelf.segment_size;
@@ -255,6 +258,14 @@ impl Run<'_> {
             if ended.is_some() {
                 if plan.target.action == Action::Shutdown && server.told.error.is_none() {
                     break;
+                }
+                let (name, value) = ROOM_FOR_PREPARED;
+                if server.told.lacks_prepared() && settings.iter().all(|it| it.0 != name) {
+                    settings.push((name, value.to_string()));
+                    // Before the next one: both have the same socket.
+                    drop(server);
+                    server = Private::start(programs, data, &words, &self.work, &settings)?;
+                    continue;
                 }
                 return Err(Refusal::new(
                     format!("recovery stopped: {}", server.told.last_words()),

@@ -427,6 +427,12 @@ impl Told {
         }
     }
 
+    /// Whether it ended because more transactions are prepared than it has room for.
+    pub(crate) fn lacks_prepared(&self) -> bool {
+        let words = "maximum number of prepared transactions reached";
+        self.error.as_ref().is_some_and(|it| it.contains(words))
+    }
+
     /// What it said last of an error, or at all.
     pub(crate) fn last_words(&self) -> String {
         // What is wrong in a configuration is only logged.
@@ -501,6 +507,9 @@ mod tests {
         );
         told.hear("LOG:  recovery has paused");
         assert!(told.is_paused);
+        assert!(!told.lacks_prepared());
+        told.hear("FATAL:  maximum number of prepared transactions reached");
+        assert!(told.lacks_prepared());
         told.hear("postgres: could not access the server configuration file");
         assert!(told.last_words().contains("could not access"));
     }
