@@ -453,7 +453,11 @@ fn what_rclone_was_writing_when_it_was_killed_is_no_segment() {
 #[test]
 fn the_tail_of_a_segment_that_is_cut_off_stays() {
     let world = World::new();
-    // Of a server that vanished while it sent the first one. This one has neither.
+    // The remote is this instance's: another one's tail would be set aside.
+    let ship = world.ship();
+    until("it ships", || world.status().phase == Phase::Shipping);
+    ship.kill();
+    // It vanished while it sent the first one, and has neither any more.
     let [first, next] = [FIRST, FIRST + 1].map(|number| Segment { timeline: 1, number });
     for (segment, part) in [(first, 2), (next, 1)] {
         let (path, packed) = archived(segment);
