@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use nrt_tests::{Cluster, Process, Shutdown, SqlError, is_root, kill, wait_until};
 use protected::{
-    SOON, history, own_configuration, quiet, started, verify, verify_with, wait_for_backups,
-    wait_for_health, wait_for_no_orphans,
+    SOON, history, own_configuration, protected, quiet, started, verify, verify_with,
+    wait_for_backups, wait_for_health, wait_for_no_orphans,
 };
 use rustix::process::Signal;
 
@@ -180,6 +180,29 @@ fn a_caller_that_leaves_does_not_take_the_backup_along() {
     });
     wait_for_backups(&cluster, 2);
     assert_eq!(later_jobs(&cluster), [job("manual", "succeeded", "1")]);
+}
+
+#[test]
+fn a_segment_that_cannot_be_archived_holds_up_no_shutdown() {
+    let cluster = protected("hanging");
+    cluster.allow("archive command failed with exit code 255");
+    let real = "exec /usr/bin/pgbackrest \"$@\"";
+    let hanging = format!("case \"$*\" in *archive-push*) exec sleep 600 ;; esac; {real}");
+    cluster.fake("pgbackrest", &hanging);
+    cluster.sql("select nrt_check()");
+    cluster.sql("create table t as select 1 as i");
+    let segment = cluster.value("select pg_walfile_name(pg_switch_wal())");
+    let hangs =
+        || cluster.processes().iter().any(|process| process.command.starts_with("sleep 600"));
+    wait_until("it hangs", SOON, hangs);
+    let took = cluster.stop(Shutdown::Fast);
+    assert!(took < DOWN, "{took:?}");
+    assert!(!hangs());
+    // It is still there, and is archived.
+    cluster.fake("pgbackrest", real);
+    cluster.start();
+    let archived = format!("select last_archived_wal >= '{segment}' from pg_stat_archiver");
+    cluster.wait_for(&archived, "t", SOON);
 }
 
 #[test]

@@ -214,8 +214,6 @@ pub(crate) fn look_result(exit: &Exit) -> Result<Inventory, Failure> {
 /// Whether the postmaster's own file says that it shuts down. It is the only sign of a shutdown
 /// in "smart" mode while clients are connected.
 pub(crate) fn postmaster_is_stopping() -> bool {
-    /// The line of `postmaster.pid` with the postmaster's status.
-    const STATUS_LINE: usize = 7;
     let file = fs::read_to_string(postgres::data_directory().join("postmaster.pid"));
-    file.is_ok_and(|text| text.lines().nth(STATUS_LINE).is_some_and(|it| it.trim() == "stopping"))
+    file.is_ok_and(|text| layout::is_stopping(&text))
 }

@@ -197,6 +197,12 @@ impl Restored {
     }
 }
 
+/// Whether a server is about to end, as the text of its `postmaster.pid` says.
+pub fn is_stopping(postmaster_file: &str) -> bool {
+    // The line with the postmaster's status.
+    postmaster_file.lines().nth(7).is_some_and(|it| it.trim() == "stopping")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,15 +30,21 @@ const LONGEST_ANSWER: usize = 1 << 20;
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Between two looks at what the worker is about to make.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long the worker may take to start. At a shutdown it ends before the archiver, which must
-/// not wait for it then.
+/// How long the worker may take to start.
 const WORKER_START: Duration = Duration::from_secs(1);
+/// How long a segment may take when the server is about to end, which waits for it. What is not
+/// archived then is archived by the next start.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// Between two looks whether it is.
+const WATCH: Duration = Duration::from_millis(200);
+/// PostgreSQL takes this for the end of archiving, and does not try again before its next start.
+const GIVEN_UP: u8 = 255;
 /// From this many finished segments on that wait, pgBackRest pushes several at once: that is
 /// twice as fast with a backlog, and four times slower without.
 const BACKLOG: usize = 8;
 
 /// Hands a finished WAL segment to pgBackRest: the server's archive_command.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Arguments {
     /// nrt_backup's directory in the data directory.
     #[arg(long)]
@@ -49,7 +56,15 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let file = arguments.state.join(layout::PUSH_FAILURE);
-    let Err((code, failure)) = push(arguments) else {
+    let Some(result) = push_in_time(arguments) else {
+        eprintln!(
+            "the server ends, and pgBackRest has not archived the segment in {} s: the next start \
+             does",
+            FAREWELL.as_secs()
+        );
+        return ExitCode::from(GIVEN_UP);
+    };
+    let Err((code, failure)) = result else {
         // Only there while archiving fails: mostly there is nothing to remove.
         let _ = fs::remove_file(file);
         return ExitCode::SUCCESS;
@@ -65,6 +80,31 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         let _ = write_atomically(&file, &text);
     }
     ExitCode::from(code)
+}
+
+/// Archives the segment; `None` where that hangs and would hold up a shutdown. What still works at
+/// it then ends with this process.
+fn push_in_time(arguments: &Arguments) -> Option<Result<(), (u8, Failure)>> {
+    let (done, pushed) = mpsc::channel();
+    let pushing = arguments.clone();
+    // It cannot fail to be heard: who listens waits for it, or ends.
+    thread::spawn(move || done.send(push(&pushing)));
+    let mut stopping = None;
+    loop {
+        match pushed.recv_timeout(WATCH) {
+            Ok(result) => return Some(result),
+            Err(RecvTimeoutError::Timeout) if !is_stopping(&arguments.state) => stopping = None,
+            Err(RecvTimeoutError::Timeout)
+                if stopping.get_or_insert_with(Instant::now).elapsed() < FAREWELL => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Whether the server is about to end.
+fn is_stopping(state: &Path) -> bool {
+    let file = state.parent().map(|data| data.join("postmaster.pid"));
+    file.and_then(|it| fs::read_to_string(it).ok()).is_some_and(|it| layout::is_stopping(&it))
 }
 
 fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
@@ -101,7 +141,9 @@ fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
         let output = format!("{}{}", String::from_utf8_lossy(&captured.stdout), captured.stderr);
         let verdict = exit::judge(captured.exit, captured.signal, &output);
         // The worker creates the stanza right after its first look.
-        let soon = verdict.stanza_is_missing() && worker_is_there(&arguments.state);
+        let soon = verdict.stanza_is_missing()
+            && worker_is_there(&arguments.state)
+            && !is_stopping(&arguments.state);
         if soon && begin.elapsed() < FIRST_LOOK {
             thread::sleep(PAUSE);
             continue;
@@ -124,7 +166,7 @@ fn found_tool(state: &Path) -> Option<Tool> {
     loop {
         let known = tool(state);
         let patience = if worker_is_there(state) { FIRST_LOOK } else { WORKER_START };
-        if known.is_some() || begin.elapsed() > patience {
+        if known.is_some() || begin.elapsed() > patience || is_stopping(state) {
             return known;
         }
         thread::sleep(PAUSE);
