@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use nrt_core::pgbackrest::exit;
 use nrt_core::pgbackrest::manifest::{Manifest, Part, Tablespace, parse_manifest, parts};
 use nrt_core::restore::Refusal;
@@ -124,7 +124,6 @@ impl Run<'_> {
         planned: &Planned,
         begun: &Begun,
         phases: &mut Phases,
-        now: DateTime<Utc>,
     ) -> Result<(), Refusal> {
         let request = self.request;
         let into = begun.directory();
@@ -141,7 +140,7 @@ impl Run<'_> {
             // The WAL creates those anew, where they were.
             let ids: Vec<&str> = manifest.tablespaces.iter().map(|it| &*it.id).collect();
             targets.extend(place::tablespaces_but(begun, &ids));
-            place::move_tablespaces(begun, &targets, now)?;
+            place::move_tablespaces(begun, &targets)?;
         }
         place::forget_killed_server(&self.work, begun);
         planned.source.configure(&into)?;

@@ -373,7 +373,6 @@ impl Run<'_> {
             }
             shelf.pg_wal = Some(kept.clone());
         }
-        let now = Utc::now();
         let begun = match begun {
             Some(begun) => {
                 let mut begun = begun;
@@ -381,10 +380,16 @@ impl Run<'_> {
                 begun.make_room(&self.work)?;
                 begun
             }
-            None => place::prepare(&self.work, data, request.existing, &planned.plan.backup, now)?,
+            None => place::prepare(
+                &self.work,
+                data,
+                request.existing,
+                &planned.plan.backup,
+                Utc::now(),
+            )?,
         };
         report.aside.clone_from(&begun.aside);
-        self.restore(&planned, &begun, &mut report.phases, now)?;
+        self.restore(&planned, &begun, &mut report.phases)?;
         begun.move_up()?;
         report.configuration = self.configuration(&planned)?;
         let place = request.place.clone();

@@ -19,6 +19,8 @@ use super::work::Work;
 const BEGUN: &str = "begun.json";
 /// Where a cluster's links to its tablespaces are.
 const LINKS: &str = "pg_tblspc";
+/// With this, and the time, ends the name of what was moved aside.
+const ASIDE: &str = "before-restore-";
 /// Where a mount point is restored into before it is moved up.
 const BELOW: &str = "restoring";
 /// Where a server leaves its command line, in the data directory.
@@ -322,7 +324,7 @@ pub(crate) fn prepare(
     } else if existing == Existing::Replace {
         let stamp = now.format("%Y%m%d-%H%M%S");
         let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        begun.aside = Some(data.with_file_name(format!("{name}.before-restore-{stamp}")));
+        begun.aside = Some(data.with_file_name(format!("{name}.{ASIDE}{stamp}")));
     }
     // First of all: where things are moved to must be known if that is interrupted.
     begun.keep(work)?;
@@ -344,7 +346,7 @@ fn move_inside(data: &Path, inside: &Path) -> Result<(), Refusal> {
     let old = inside.join(layout::STATE_DIRECTORY);
     make(&old)?;
     for name in names(&state).map_err(|error| unusable(&state, &error))? {
-        if !name.starts_with("before-restore-") {
+        if !name.starts_with(ASIDE) {
             let to = old.join(&name);
             fs::rename(state.join(&name), &to).map_err(|it| unusable(&to, &it))?;
         }
@@ -353,26 +355,28 @@ fn move_inside(data: &Path, inside: &Path) -> Result<(), Refusal> {
 }
 
 /// Moves tablespace directories aside that are about to be restored into, and has the links of the
-/// cluster that was moved aside follow them.
-pub(crate) fn move_tablespaces(
-    begun: &Begun,
-    targets: &[PathBuf],
-    now: DateTime<Utc>,
-) -> Result<(), Refusal> {
+/// cluster that was moved aside follow them. What was interrupted in between goes on.
+pub(crate) fn move_tablespaces(begun: &Begun, targets: &[PathBuf]) -> Result<(), Refusal> {
     let Some(aside) = &begun.aside else { return Ok(()) };
-    let stamp = now.format("%Y%m%d-%H%M%S");
+    // Their names have the same end as the cluster's.
+    let name = aside.to_string_lossy();
+    let Some((_, stamp)) = name.rsplit_once(ASIDE) else { return Ok(()) };
+    let end = format!(".{ASIDE}{stamp}");
     for target in targets {
-        if names(target).map_err(|error| unusable(target, &error))?.is_empty() {
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let beside = target.with_file_name(format!("{name}{end}"));
+        let is_empty = names(target).map_err(|error| unusable(target, &error))?.is_empty();
+        if !is_empty && !name.ends_with(&end) && !beside.exists() {
+            fs::rename(target, &beside).map_err(|error| {
+                Refusal::new(
+                    format!("tablespace \"{}\" cannot be moved aside: {error}", target.display()),
+                    "Map it to another directory with --tablespace-map.",
+                )
+            })?;
+        }
+        if !beside.exists() {
             continue;
         }
-        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let beside = target.with_file_name(format!("{name}.before-restore-{stamp}"));
-        fs::rename(target, &beside).map_err(|error| {
-            Refusal::new(
-                format!("tablespace \"{}\" cannot be moved aside: {error}", target.display()),
-                "Map it to another directory with --tablespace-map.",
-            )
-        })?;
         make(target)?;
         let links = aside.join(LINKS);
         for link in names(&links).unwrap_or_default() {
@@ -632,10 +636,20 @@ mod tests {
         fs::create_dir_all(data.join("pg_tblspc")).expect("made");
         symlink(&space, data.join("pg_tblspc/16400")).expect("linked");
         let begun = prepare(&work, &data, Existing::Replace, "b", Utc::now()).expect("prepared");
-        move_tablespaces(&begun, std::slice::from_ref(&space), Utc::now()).expect("moved");
-        let aside = begun.aside.expect("it was moved");
-        let link = fs::read_link(aside.join("pg_tblspc/16400")).expect("a link");
-        assert!(link.join("PG_15").is_dir() && link != space);
+        let spaces = std::slice::from_ref(&space);
+        move_tablespaces(&begun, spaces).expect("moved");
+        let link = begun.aside.as_ref().expect("it was moved").join("pg_tblspc/16400");
+        let moved = fs::read_link(&link).expect("a link");
+        assert!(moved.join("PG_15").is_dir() && moved != space);
         assert!(names(&space).expect("listed").is_empty());
+        // Interrupted before the link followed, and when something was restored already.
+        fs::remove_file(&link).expect("a link");
+        symlink(&space, &link).expect("linked");
+        fs::create_dir(space.join("PG_15")).expect("made");
+        for spaces in [spaces, &[space.clone(), moved.clone()]] {
+            move_tablespaces(&begun, spaces).expect("done already");
+            assert_eq!(fs::read_link(&link).expect("a link"), moved);
+            assert_eq!(names(&space).expect("listed"), ["PG_15"]);
+        }
     }
 }
