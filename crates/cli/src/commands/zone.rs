@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use chrono::{Offset, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 
 /// The machine's own zone: a file, whose name is known if it is a link.
@@ -44,6 +45,9 @@ fn of_machine(root: &Path) -> Result<Tz, String> {
     let text = fs::read_to_string(within(root, Path::new("/etc/timezone"))).unwrap_or_default();
     let said = text.lines().map(str::trim).find(|line| !line.is_empty());
     let (found, words) = if let Some(zone) = linked(root, LOCALTIME) {
+        if zone.name().ends_with("UTC") && !is_utc(root) {
+            return Err(format!("{LOCALTIME} leads to {zone}, but holds another zone"));
+        }
         (zone, format!("{LOCALTIME} leads to {zone}"))
     } else if fs::symlink_metadata(within(root, Path::new(LOCALTIME))).is_err() {
         (Tz::UTC, format!("there is no {LOCALTIME}, which means UTC"))
@@ -51,7 +55,7 @@ fn of_machine(root: &Path) -> Result<Tz, String> {
         return copied(root, said);
     };
     match said {
-        Some(said) if !is_same(root, found.name(), said) => {
+        Some(said) if !is_same(found, said) => {
             Err(format!("{words}, but /etc/timezone says {said}"))
         }
         _ => Ok(found),
@@ -83,9 +87,24 @@ fn copied(root: &Path, said: Option<&str>) -> Result<Tz, String> {
     }
 }
 
-/// Whether two names mean the same: UTC is Etc/UTC, too.
-fn is_same(root: &Path, one: &str, other: &str) -> bool {
-    one == other || entry(root, one).is_some_and(|it| Some(it) == entry(root, other))
+/// Whether a name means the same zone: UTC is Etc/UTC, too. The files do not tell: where a
+/// container has the machine's `/etc/localtime` mounted, that lies over what the link leads to.
+fn is_same(zone: Tz, name: &str) -> bool {
+    let Ok(other) = name.parse::<Tz>() else { return false };
+    let now = Utc::now();
+    // Over two years, each month.
+    let mut instants = (-12..=12).map(|month| now + TimeDelta::days(30 * month));
+    instants.all(|at| {
+        zone.offset_from_utc_datetime(&at.naive_utc()).fix()
+            == other.offset_from_utc_datetime(&at.naive_utc()).fix()
+    })
+}
+
+/// Whether the machine's own zone is UTC, as the end of the file says.
+fn is_utc(root: &Path) -> bool {
+    let content = fs::read(within(root, Path::new(LOCALTIME))).unwrap_or_default();
+    // Where there is no database, the link alone counts.
+    content.is_empty() || content.ends_with(b"\nUTC0\n")
 }
 
 /// What the database holds of a zone.
@@ -103,6 +122,8 @@ mod tests {
 
     use super::*;
 
+    const BERLIN: &str = "TZif2\nCET-1CEST,M3.5.0,M10.5.0/3\n";
+
     /// A machine with a database of zones.
     struct Machine(tempfile::TempDir);
 
@@ -110,10 +131,10 @@ mod tests {
         fn new() -> Machine {
             let machine = Machine(tempfile::tempdir().expect("a directory"));
             for (name, content) in [
-                ("UTC", "utc"),
-                ("Etc/UTC", "utc"),
-                ("Europe/Berlin", "berlin"),
-                ("Asia/Shanghai", "shanghai"),
+                ("UTC", "TZif2\nUTC0\n"),
+                ("Etc/UTC", "TZif2\nUTC0\n"),
+                ("Europe/Berlin", BERLIN),
+                ("Asia/Shanghai", "TZif2\nCST-8\n"),
             ] {
                 machine.file(&format!("usr/share/zoneinfo/{name}"), content);
             }
@@ -191,6 +212,17 @@ mod tests {
         assert!(words.contains("Europe/Berlin") && words.contains("Etc/UTC"), "{words}");
         let words = Machine::new().timezone("Europe/Berlin\n").zone(None).expect_err("no link");
         assert!(words.contains("Europe/Berlin") && words.contains("UTC"), "{words}");
+        // A container has the machine's /etc/localtime mounted where its own link leads to.
+        let mounted = || {
+            let machine = Machine::new().link("etc/localtime", "../usr/share/zoneinfo/Etc/UTC");
+            assert_eq!(machine.zone(None), Ok(Tz::Etc__UTC));
+            machine.file("usr/share/zoneinfo/Etc/UTC", BERLIN);
+            machine
+        };
+        for machine in [mounted(), mounted().timezone("Europe/Berlin\n")] {
+            let words = machine.zone(None).expect_err("it is another one");
+            assert!(words.contains("Etc/UTC"), "{words}");
+        }
         // Names of the same.
         let utc = Machine::new().link("etc/localtime", "/usr/share/zoneinfo/UTC");
         assert_eq!(utc.timezone("Etc/UTC\n").zone(None), Ok(Tz::UTC));
@@ -198,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_link_is_compared() {
-        let copied = || Machine::new().localtime("berlin");
+        let copied = || Machine::new().localtime(BERLIN);
         assert_eq!(copied().timezone("Europe/Berlin\n").zone(None), Ok(Tz::Europe__Berlin));
         let words = copied().timezone("Etc/UTC\n").zone(None).expect_err("it is another one");
         assert!(words.contains("/etc/localtime") && words.contains("Etc/UTC"), "{words}");
