@@ -197,6 +197,16 @@ impl Restored {
     }
 }
 
+/// Whether the content of `pg_control` says that a server has written its last checkpoint, or is
+/// about to: PostgreSQL does that when all clients are gone.
+pub fn has_shut_down(control: &[u8]) -> bool {
+    /// Behind the system identifier and two version numbers: `DBState`, of which 1 and 2 are shut
+    /// down, and 3 is shutting down.
+    const STATE: std::ops::Range<usize> = 16..20;
+    let state = control.get(STATE).and_then(|it| it.try_into().ok()).map(u32::from_ne_bytes);
+    state.is_some_and(|state| (1..=3).contains(&state))
+}
+
 /// Whether a server is about to end, as the text of its `postmaster.pid` says.
 pub fn is_stopping(postmaster_file: &str) -> bool {
     // The line with the postmaster's status.
@@ -217,6 +227,14 @@ mod tests {
         assert_eq!(copy.full_due_since(), None);
         let served = Restored { full_taken: Some("20261122-070000F".to_string()), ..restored };
         assert_eq!(served.full_due_since(), None);
+    }
+
+    #[test]
+    fn a_server_that_ends_waits_for_clients_first() {
+        let control = |state: u32| [&[9; 16][..], &state.to_ne_bytes(), &[9; 8]].concat();
+        let ended: Vec<u32> = (0..8).filter(|state| has_shut_down(&control(*state))).collect();
+        assert_eq!(ended, [1, 2, 3]);
+        assert!(!has_shut_down(&control(1)[..18]) && !has_shut_down(b""));
     }
 
     #[test]

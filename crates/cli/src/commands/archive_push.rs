@@ -101,10 +101,14 @@ fn push_in_time(arguments: &Arguments) -> Option<Result<(), (u8, Failure)>> {
     }
 }
 
-/// Whether the server is about to end.
+/// Whether the server is about to end, and has no client any more: in a smart shutdown they go on
+/// writing for as long as they like.
 fn is_stopping(state: &Path) -> bool {
-    let file = state.parent().map(|data| data.join("postmaster.pid"));
-    file.and_then(|it| fs::read_to_string(it).ok()).is_some_and(|it| layout::is_stopping(&it))
+    let Some(data) = state.parent() else { return false };
+    let file = fs::read_to_string(data.join("postmaster.pid"));
+    let control = fs::read(data.join("global/pg_control"));
+    file.is_ok_and(|it| layout::is_stopping(&it))
+        && control.is_ok_and(|it| layout::has_shut_down(&it))
 }
 
 fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
