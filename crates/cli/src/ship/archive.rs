@@ -349,6 +349,8 @@ impl Mirror<'_> {
             Proof::Unknown if here.exists() && !bring_back::is_due(Path::new(&plan.state)) => {
                 return Ok(Proof::Whole);
             }
+            // What is there would say no more.
+            Proof::Unknown if here.exists() => return Ok(Proof::Unknown),
             Proof::Unknown | Proof::Broken => {}
         }
         let file = self.remote.outbox().join(self.remote.spool_name());
