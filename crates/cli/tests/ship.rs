@@ -996,3 +996,21 @@ fn at_its_end_it_ships_what_it_has_heard_of() {
     let took = World::new().ship().end();
     assert!(took < Duration::from_secs(4), "it took {took:?}");
 }
+
+#[test]
+fn a_sign_of_life_that_vanishes_moves_nothing_of_its_own() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(1000));
+    world.wait_for(at(1000));
+    let name = world.there().join(owner::FILE);
+    // As by rclone itself, which removes what it could not write as a whole; also while nobody runs.
+    fs::remove_file(&name).expect("somebody ships here");
+    until("it is there again", || name.exists());
+    ship.kill();
+    fs::remove_file(&name).expect("somebody ships here");
+    let mut ship = world.ship();
+    ship.tell(at(2000));
+    world.wait_for(at(2000));
+    assert_eq!(files(&world.there().join("set-aside")).len(), 0, "its own tail was moved");
+}

@@ -94,13 +94,14 @@ pub(crate) fn own(
             Verdict::Ours | Verdict::MayClaim => {
                 // Whoever owns the remote says so before he writes anything else.
                 refuse_another_cluster(&shared.plan, remote)?;
-                if let Some(copy) = copy {
-                    be_original(state, copy)?;
-                }
                 let is_ours = verdict == Verdict::Ours;
                 let Some(hold) = take(shared, remote, me, found, is_ours, asked.as_deref())? else {
                     continue;
                 };
+                // Not before: one whose takeover failed is a copy still.
+                if let Some(copy) = copy {
+                    be_original(state, copy)?;
+                }
                 // Whoever waits for the request to be gone must not find that we are fenced.
                 shared.change(|state| {
                     state.status.phase = Phase::Starting;
@@ -150,11 +151,12 @@ fn take(
         shared.beats(owner.heartbeat);
     }
     let is_new = found.is_none() && is_empty(remote)?;
-    // Nobody else can have shipped since it was seen to be ours.
-    let was_ours = found.is_none() && shared.verified_within(heartbeat + MARGIN);
+    // The file may have vanished without anybody's doing: rclone removes what it could not write.
+    // Nobody else can have shipped since, who would have written the copy first.
+    let was_ours = found.is_none() && said_last(shared, remote, me)?;
     let unsettled = match &found {
         Some(owner) => owner.unsettled || !is_ours,
-        None => !is_new,
+        None => !is_new && !was_ours,
     };
     // Where that has begun, or is to begin.
     let aside = match (found.and_then(|owner| owner.aside), asked) {
@@ -166,7 +168,7 @@ fn take(
     let hold = Hold::take(shared, remote, me, unsettled, aside.clone())?;
     // Somebody else may have claimed it, too: the last one to write has it. And the one that had it
     // may be alive, and sees this with its next heartbeat.
-    if unsettled {
+    if unsettled || was_ours {
         shared.sleep(heartbeat + MARGIN);
     } else if is_new {
         shared.sleep(NEW + 2 * since.elapsed());
@@ -174,14 +176,14 @@ fn take(
     if shared.is_over() {
         return Ok(None);
     }
-    if (unsettled || is_new) && read(remote)?.is_none_or(|owner| owner.instance != me) {
+    if (unsettled || was_ours || is_new) && read(remote)?.is_none_or(|owner| owner.instance != me) {
         return Ok(None);
     }
     if let Some(place) = &aside {
         let all = ["repository".to_string(), DIRECTORY.to_string()];
         set_aside(shared, remote, place, &all)?;
         set_restore_points_aside(remote, place)?;
-    } else if unsettled && !was_ours {
+    } else if unsettled {
         set_their_tail_aside(shared, remote)?;
     }
     if unsettled || aside.is_some() {
@@ -189,6 +191,23 @@ fn take(
     }
     shared.verified();
     Ok(Some(hold))
+}
+
+/// Whether this instance was the last one that owned the remote, as the copy of the file says.
+fn said_last(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Failure> {
+    let text = remote.get(COPY).map_err(|it| failure("the remote cannot be read", &it))?;
+    let owner: Option<Owner> = text.and_then(|text| serde_json::from_slice(&text).ok());
+    let ours = owner.filter(|owner| {
+        let is_settled = !owner.unsettled && owner.aside.is_none();
+        owner.instance == me
+            && owner.system_identifier == shared.plan.system_id.to_string()
+            && is_settled
+    });
+    if let Some(owner) = &ours {
+        // What is read where the file is half written.
+        shared.beats(owner.heartbeat);
+    }
+    Ok(ours.is_some())
 }
 
 /// How often is looked whether something is due: a sign of life, or what an operator asks for.
