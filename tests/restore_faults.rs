@@ -811,11 +811,13 @@ fn what_was_raised_after_the_backup_stops_no_recovery() {
     }
     original.restart();
     original.sql("insert into t select i, 'raised' from generate_series(101, 200) i");
-    // Each takes room as soon as it is replayed, and none is left in the end.
+    // Each takes room as soon as it is replayed.
     original.sql("begin; update t set filler = 'raised' where i = 1; prepare transaction 'a'");
     original.sql("commit prepared 'a'");
     let (content, at) = (original.value(CONTENT), now(&original));
     original.sql("insert into t select i, 'behind' from generate_series(201, 300) i");
+    // This one is left in the end, and the server needs room for it when it starts.
+    original.sql("begin; insert into t values (999, 'prepared'); prepare transaction 'b'");
     archive_segment(&original);
     let latest = original.value(CONTENT);
     assert_eq!(original.value("select count(*) from nrt.backups"), "1");
@@ -826,6 +828,9 @@ fn what_was_raised_after_the_backup_stops_no_recovery() {
     let restored = Place::new("with-less").restore(&[&repository]);
     assert_eq!(restored.value(CONTENT), latest);
     assert_eq!(restored.value("show max_connections"), connections);
+    assert_eq!(restored.value("show max_prepared_transactions"), "1");
+    restored.sql("commit prepared 'b'");
+    assert_eq!(restored.value("select filler from t where i = 999"), "prepared");
     drop(restored);
 
     // The server itself goes on with what was replayed, and needs as much.
@@ -1325,7 +1330,7 @@ fn configuration_that_lies_elsewhere_is_found_before_anything_is_touched() {
     let inside = format!("--config-file={}", place.cluster.data().join("mine.conf").display());
     let (code, words) = place.run("restore", &["--no-start", &repository, &inside]);
     assert_eq!(code, 1, "{words}");
-    assert!(words.contains("in the data directory"), "{words}");
+    assert!(words.contains("a directory that a restore replaces"), "{words}");
     assert_eq!(place.around(), before);
     place.restored(&[&repository, &format!("--config-file={}", main.display())]);
     let start = place.cluster.directory().join("data-configuration/start.conf");

@@ -468,6 +468,7 @@ impl Run<'_> {
     ) -> Result<Report, Refusal> {
         // Last: whether the original lives shows by a sign of life that takes its time.
         self.leave_the_original_alone(planned, &mut report)?;
+        self.keep_prepared(programs, &mut report)?;
         self.finish(planned, programs, &mut report)?;
         if let Some(recovered) = report.recovered.clone() {
             let data = &self.request.data;

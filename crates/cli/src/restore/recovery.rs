@@ -165,6 +165,27 @@ impl Run<'_> {
         self.auto_conf(&settings)
     }
 
+    /// Gives transactions that are still prepared the room without which the server would not start:
+    /// a configuration from before they were may have none.
+    pub(super) fn keep_prepared(
+        &self,
+        programs: &Programs,
+        report: &mut Report,
+    ) -> Result<(), Refusal> {
+        let data = &self.request.data;
+        let prepared = fs::read_dir(data.join("pg_twophase")).map_or(0, Iterator::count);
+        let (name, _) = ROOM_FOR_PREPARED;
+        let config = config_words(report.configuration.as_deref());
+        let room = programs.setting(data, &config, name).and_then(|it| it.parse().ok());
+        if prepared <= room.unwrap_or(usize::MAX) {
+            return Ok(());
+        }
+        report.notes.push(format!(
+            "{name} is {prepared} in postgresql.auto.conf: so many transactions are still prepared"
+        ));
+        self.auto_conf(&[(name, prepared.to_string())])
+    }
+
     /// Sets settings in postgresql.auto.conf.
     pub(super) fn auto_conf(&self, settings: &[(&str, String)]) -> Result<(), Refusal> {
         let path = self.request.data.join("postgresql.auto.conf");
