@@ -13,8 +13,10 @@ use nrt_core::layout;
 use nrt_core::restore::Refusal;
 use serde::Deserialize;
 
+use super::finishing::is_of;
 use super::place::unusable;
 use super::planning::Planned;
+use super::server::Programs;
 use super::work::Work;
 use super::{Run, Start};
 use crate::ship::{Remote, failure};
@@ -103,6 +105,7 @@ impl Run<'_> {
     pub(super) fn choose_configuration(
         &self,
         planned: &Planned,
+        programs: &Programs,
         has_begun: bool,
     ) -> Result<(), Refusal> {
         let request = self.request;
@@ -113,7 +116,9 @@ impl Run<'_> {
             None if self.has_configuration(planned)? => None,
             None => {
                 let original = planned.manifest.as_ref().and_then(|it| it.data_directory.as_ref());
-                let places = [Some(request.data.as_path()), original.map(Path::new)];
+                let original = original.map(Path::new);
+                let original = original.filter(|it| is_of(planned, it, programs));
+                let places = [Some(request.data.as_path()), original];
                 let found = places.into_iter().flatten().find_map(Outside::of_server);
                 if found.is_none() && request.start != Start::No {
                     return Err(Refusal::new(

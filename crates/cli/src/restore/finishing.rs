@@ -64,6 +64,12 @@ impl Control {
     }
 }
 
+/// Whether a data directory is the cluster's: another one's may be there by now.
+pub(super) fn is_of(planned: &Planned, data: &Path, programs: &Programs) -> bool {
+    let found = Control::of(data, programs);
+    found.is_ok_and(|it| it.system_id == planned.plan.system_identifier)
+}
+
 impl Run<'_> {
     /// Keeps a copy from writing to the places of its original.
     pub(super) fn leave_the_original_alone(
@@ -175,10 +181,7 @@ impl Run<'_> {
         if fs::canonicalize(&self.request.data).is_ok_and(|it| it == real) {
             return None;
         }
-        // Another cluster's may be there by now.
-        let control = programs.control(&real).ok()?;
-        let id = control.into_iter().find(|(name, _)| name == "Database system identifier")?.1;
-        (id == planned.plan.system_identifier).then_some(real)
+        is_of(planned, &real, programs).then_some(real)
     }
 
     /// After the promotion: what the server and its worker find.

@@ -342,7 +342,7 @@ impl Run<'_> {
         let programs = Programs::find(&planned.plan.version, request.bindir.as_deref())?;
         self.check_names(&planned)?;
         self.check_tablespaces(&planned, begun.as_ref())?;
-        self.choose_configuration(&planned, begun.is_some())?;
+        self.choose_configuration(&planned, &programs, begun.is_some())?;
         show(done.as_ref().map_or(&planned.plan, |done| &done.plan))?;
 
         let mut report = Report {
