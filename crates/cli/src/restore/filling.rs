@@ -71,8 +71,11 @@ impl Run<'_> {
             (None, Existing::Replace | Existing::Delta) => vec![self.request.data.clone()],
         };
         for (Tablespace { id, name, .. }, path) in self.tablespace_targets(manifest) {
-            if !place::is_free(&path, &owners)? {
-                let other = place::place_of(id, &owners).filter(|other| *other != path);
+            let has_begun = begun.is_some_and(|begun| begun.has_begun_in(&path));
+            if !has_begun && !place::is_free(&path, &owners)? {
+                // Not where the one has it that lies aside.
+                let own = begun.map_or(vec![self.request.data.clone()], Begun::places);
+                let other = place::place_of(id, &own).filter(|other| *other != path);
                 let other = other.unwrap_or_else(|| PathBuf::from("/DIRECTORY"));
                 return Err(Refusal::new(
                     format!(
@@ -122,7 +125,7 @@ impl Run<'_> {
     pub(super) fn restore(
         &self,
         planned: &Planned,
-        begun: &Begun,
+        begun: &mut Begun,
         phases: &mut Phases,
     ) -> Result<(), Refusal> {
         let request = self.request;
@@ -135,12 +138,17 @@ impl Run<'_> {
         if let Some(manifest) = &planned.manifest
             && !delta
         {
-            let mut targets: Vec<PathBuf> =
+            let spaces: Vec<PathBuf> =
                 self.tablespace_targets(manifest).into_iter().map(|(_, path)| path).collect();
+            for space in spaces.iter().filter(|it| begun.has_begun_in(it)) {
+                place::clear(space, None)?;
+            }
+            let mut targets = spaces.clone();
             // The WAL creates those anew, where they were.
             let ids: Vec<&str> = manifest.tablespaces.iter().map(|it| &*it.id).collect();
             targets.extend(place::tablespaces_but(begun, &ids));
             place::move_tablespaces(begun, &targets)?;
+            begun.make_spaces(&spaces, &self.work)?;
         }
         place::forget_killed_server(&self.work, begun);
         planned.source.configure(&into)?;

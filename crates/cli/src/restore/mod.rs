@@ -373,9 +373,8 @@ impl Run<'_> {
             }
             shelf.pg_wal = Some(kept.clone());
         }
-        let begun = match begun {
-            Some(begun) => {
-                let mut begun = begun;
+        let mut begun = match begun {
+            Some(mut begun) => {
                 begun.backup.clone_from(&planned.plan.backup);
                 begun.make_room(&self.work)?;
                 begun
@@ -389,7 +388,7 @@ impl Run<'_> {
             )?,
         };
         report.aside.clone_from(&begun.aside);
-        self.restore(&planned, &begun, &mut report.phases)?;
+        self.restore(&planned, &mut begun, &mut report.phases)?;
         begun.move_up()?;
         report.configuration = self.configuration(&planned)?;
         let place = request.place.clone();

@@ -19,6 +19,8 @@ use super::work::Work;
 const BEGUN: &str = "begun.json";
 /// Where a cluster's links to its tablespaces are.
 const LINKS: &str = "pg_tblspc";
+/// A link that is about to take another one's place.
+const NEW_LINK: &str = "nrt_backup.link";
 /// With this, and the time, ends the name of what was moved aside.
 const ASIDE: &str = "before-restore-";
 /// Where a mount point is restored into before it is moved up.
@@ -56,6 +58,8 @@ pub(crate) struct Begun {
     pub(crate) delta: bool,
     /// What was in it is out of the way.
     is_prepared: bool,
+    /// The tablespaces' directories, which were empty then.
+    spaces: Vec<Known>,
     /// By which it is known again: another directory of this name is not this restore's.
     identity: Option<Identity>,
 }
@@ -99,7 +103,27 @@ impl Begun {
     /// replaced as long as its tablespaces are about to be moved aside.
     pub(crate) fn owners(&self) -> Vec<PathBuf> {
         let replaced = self.aside.clone().filter(|_| !self.goes_on());
-        [self.data.clone(), self.directory()].into_iter().chain(replaced).collect()
+        self.places().into_iter().chain(replaced).collect()
+    }
+
+    /// Where the restored cluster is, or is to be.
+    pub(crate) fn places(&self) -> Vec<PathBuf> {
+        vec![self.data.clone(), self.directory()]
+    }
+
+    /// Whether a tablespace's directory is one that this restore has made room in, and holds
+    /// nothing but what pgBackRest makes there before it restores the first file.
+    pub(crate) fn has_begun_in(&self, directory: &Path) -> bool {
+        self.spaces.contains(&known(directory)) && holds_no_file(directory)
+    }
+
+    /// Makes room in the directories of the tablespaces: nothing is in them then.
+    pub(crate) fn make_spaces(&mut self, targets: &[PathBuf], work: &Work) -> Result<(), Refusal> {
+        for target in targets {
+            make(target)?;
+        }
+        self.spaces = targets.iter().map(|target| known(target)).collect();
+        self.keep(work)
     }
 
     /// Remembers it.
@@ -309,6 +333,7 @@ pub(crate) fn prepare(
         delta: existing == Existing::Delta,
         is_prepared: false,
         identity: None,
+        spaces: Vec::new(),
     };
     let is_empty = names(data).map_err(|error| unusable(data, &error))?.is_empty();
     if is_empty {
@@ -382,7 +407,10 @@ pub(crate) fn move_tablespaces(begun: &Begun, targets: &[PathBuf]) -> Result<(),
         for link in names(&links).unwrap_or_default() {
             let link = links.join(link);
             if fs::read_link(&link).is_ok_and(|it| it == *target) {
-                let moved = fs::remove_file(&link).and_then(|()| symlink(&beside, &link));
+                // At once: without its link nobody would know where it was.
+                let new = aside.join(NEW_LINK);
+                let _ = fs::remove_file(&new);
+                let moved = symlink(&beside, &new).and_then(|()| fs::rename(&new, &link));
                 moved.map_err(|error| unusable(&link, &error))?;
             }
         }
@@ -446,6 +474,16 @@ pub(crate) fn runs(data: &Path) -> bool {
         // One that has ended, and that nobody has waited for yet, runs no more.
         let has_ended = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z'));
         matches!(command.trim(), "postgres" | "postmaster") && !has_ended
+    })
+}
+
+/// Whether there are directories only, however deep.
+fn holds_no_file(directory: &Path) -> bool {
+    let entries: io::Result<Vec<_>> = fs::read_dir(directory).and_then(Iterator::collect);
+    entries.is_ok_and(|entries| {
+        entries
+            .iter()
+            .all(|it| it.file_type().is_ok_and(|kind| kind.is_dir()) && holds_no_file(&it.path()))
     })
 }
 
@@ -583,6 +621,7 @@ mod tests {
             delta: false,
             is_prepared: false,
             identity: None,
+            spaces: Vec::new(),
         };
         begun.make_room(&work).expect("it goes on");
         cluster(&begun.directory());
@@ -616,9 +655,19 @@ mod tests {
         assert_eq!(place_of("16400", owners), Some(old.clone()));
         assert_eq!(place_of("16401", owners), None);
         // What is moved aside may be moved aside with its tablespaces, until others are there.
-        let begun = prepare(&work, &data, Existing::Replace, "b", Utc::now()).expect("prepared");
+        let mut begun =
+            prepare(&work, &data, Existing::Replace, "b", Utc::now()).expect("prepared");
         let owners = begun.owners();
         assert!(!begun.goes_on() && free(&old, &owners) && !free(&other, &owners));
+        // What pgBackRest has made of this restore before its first file counts for nothing.
+        assert!(!begun.has_begun_in(&new));
+        begun.make_spaces(std::slice::from_ref(&new), &work).expect("kept");
+        fs::create_dir_all(new.join("PG_15/16384")).expect("made");
+        let begun = super::begun(&work, &data).expect("it was kept");
+        assert!(begun.has_begun_in(&new) && !begun.has_begun_in(&other));
+        fs::write(new.join("PG_15/16384/1"), "").expect("written");
+        assert!(!begun.has_begun_in(&new), "somebody's files are in it");
+        fs::remove_dir_all(&new).expect("removed");
         cluster(&data);
         link(&new);
         let owners = begun.owners();
