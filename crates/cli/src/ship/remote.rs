@@ -352,7 +352,10 @@ impl Remote {
         rules: &[&str],
         stop: &AtomicBool,
     ) -> Result<(), Refusal> {
-        let config = json!({ "SizeOnly": true, "CompareDest": [other] });
+        // Newer versions (1.66) want to set the time of a directory also where nothing was fetched
+        // into it, so that it is not there.
+        let config =
+            json!({ "SizeOnly": true, "CompareDest": [other], "NoUpdateDirModTime": true });
         self.fetch_files(path, directory, rules, config, stop, &mut |_| {})
     }
 
