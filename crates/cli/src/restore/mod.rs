@@ -226,7 +226,7 @@ pub(crate) fn run(
     refuse_root()?;
     let directory = request.work.clone().unwrap_or_else(|| work_directory(&request.data));
     let work = Work::make(&directory).map_err(told)?;
-    let held = work.hold().map_err(told)?;
+    let held = hold(&work, &request.data)?;
     let outcome = Run { request, work: work.clone() }.run(held, show);
     match &outcome {
         // Later, `wal-get` reads what is in it.
@@ -239,6 +239,15 @@ pub(crate) fn run(
     outcome
 }
 
+/// Makes this process the one that restores. What a killed one has left ends first: its server may
+/// wait for WAL, which `wal-get` leaves to whoever restores, who waits for that server.
+fn hold(work: &Work, data: &Path) -> Result<Held, Refusal> {
+    if !work.is_held() && place::begun(work, data).is_some() {
+        place::wait_for_stragglers(work, data)?;
+    }
+    work.hold().map_err(told)
+}
+
 /// Plans a restore, and looks whether anything is in its way, as [`run`] does before it begins.
 /// Nothing is touched: root may do it.
 ///
@@ -248,7 +257,7 @@ pub(crate) fn run(
 pub(crate) fn prepare(request: &Request) -> Result<Plan, Refusal> {
     let directory = request.work.clone().unwrap_or_else(|| work_directory(&request.data));
     let work = Work::make(&directory).map_err(told)?;
-    let held = work.hold().map_err(told)?;
+    let held = hold(&work, &request.data)?;
     let mut shown = None;
     let outcome = Run { request, work: work.clone() }.run(held, &mut |plan| {
         shown = Some(plan.clone());
