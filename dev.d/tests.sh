@@ -183,7 +183,7 @@ part_e2e() {
     build_extension
     install_into "$private_pg_config"
     # They wait more than they work.
-    cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(($(nproc) + 1))}" "$@"
+    cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(($(nproc) + 2))}" "$@"
 }
 
 # Builds without a word, unless somebody looks on, then runs `cargo test CARGO'S.. -- THE TESTS'..`.
