@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod answer;
 pub(crate) mod archive_push;
 pub(crate) mod backup;
 pub(crate) mod check;

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use chrono::Utc;
 use nrt_core::lsn::Lsn;
-use nrt_core::restore::Refusal;
 use nrt_core::restore::plan::{Overview, steps, windows};
 use rustix::process::geteuid;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::answer::{Answer, directory, print};
 use super::server;
-use super::source::{From, To, rates, words};
+use super::source::{From, To, rates};
 use super::zone::zone;
 use crate::restore::{self, OwnWal, Work};
 
@@ -56,32 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         return ExitCode::FAILURE;
     }
     sweep(&env::temp_dir());
-    let directory = match tempfile::Builder::new().prefix(PREFIX).tempdir() {
-        Ok(directory) => directory,
-        Err(error) => {
-            eprintln!("nrt-backup: no temporary directory can be made: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match answer(arguments, directory.path()) {
-        Ok((text, value)) => {
-            if arguments.json {
-                println!("{value:#}");
-            } else {
-                print!("{text}");
-            }
-            ExitCode::SUCCESS
-        }
-        Err(refusal) => {
-            if arguments.json {
-                let error = json!({ "message": refusal.message, "hint": refusal.hint });
-                println!("{:#}", json!({ "error": error }));
-            } else {
-                eprintln!("nrt-backup: {}", words(&refusal));
-            }
-            ExitCode::FAILURE
-        }
-    }
+    print(answer(arguments), arguments.json, "")
 }
 
 /// Removes what plans have left that were killed, as those of a statement are that is cancelled.
@@ -102,10 +77,11 @@ fn sweep(place: &Path) {
     }
 }
 
-fn answer(arguments: &Arguments, directory: &Path) -> Result<(String, Value), Refusal> {
+fn answer(arguments: &Arguments) -> Answer {
+    let directory = directory(PREFIX)?;
     let target = arguments.to.target(Utc::now())?;
     let data = arguments.data.as_deref().map(restore::whole).transpose()?;
-    let work = Work::make(directory).map_err(restore::told)?;
+    let work = Work::make(directory.path()).map_err(restore::told)?;
     let _held = work.hold().map_err(restore::told)?;
     let place = arguments.from.place(data.as_deref(), &work)?;
     let stanza = arguments.from.stanza.as_deref();

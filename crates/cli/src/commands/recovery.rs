@@ -11,8 +11,9 @@ use nrt_core::restore::plan::{Overview, windows};
 use nrt_core::restore::target::{Target, written};
 use serde_json::{Value, json};
 
+use super::answer::{Answer, directory, print};
 use super::server::{self, Server};
-use super::source::{From, To, rates, words};
+use super::source::{From, To, rates};
 use super::zone::zone;
 use crate::restore::{self, Existing, Kind, Place, Request, Start, Work};
 use crate::ship::Address;
@@ -67,9 +68,6 @@ struct Asked {
     from: From,
 }
 
-/// Text for people, and the same for programs.
-type Answer = Result<(String, Value), Refusal>;
-
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let (asked, answer): (&Asked, fn(&Asked, &Path) -> Answer) = match &arguments.command {
@@ -78,46 +76,24 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         Command::TestConnection(asked) => (asked, test_connection),
         Command::Prepare(asked) => (asked, prepare),
     };
-    match in_a_directory(asked, answer) {
-        Ok((text, value)) => {
-            if asked.json {
-                println!("{value:#}");
-            } else {
-                print!("{text}");
-            }
-            ExitCode::SUCCESS
-        }
-        Err(refusal) => {
-            if asked.json {
-                let error = json!({ "message": refusal.message, "hint": refusal.hint });
-                println!("{:#}", json!({ "error": error }));
-            } else {
-                let is_prepared = matches!(arguments.command, Command::Prepare(_));
-                let begin = if is_prepared { "not ready: " } else { "" };
-                eprintln!("nrt-backup: {begin}{}", words(&refusal));
-            }
-            ExitCode::FAILURE
-        }
-    }
+    let is_prepared = matches!(arguments.command, Command::Prepare(_));
+    let begin = if is_prepared { "not ready: " } else { "" };
+    print(answered(asked, answer), asked.json, begin)
 }
 
-fn in_a_directory(asked: &Asked, answer: fn(&Asked, &Path) -> Answer) -> Answer {
+fn answered(asked: &Asked, answer: fn(&Asked, &Path) -> Answer) -> Answer {
     // What is said on the command line, only root may be able to read.
     if let Some(data) = asked.data.as_ref().filter(|_| !asked.from.is_said()) {
         server::go_on_as_owner(data).map_err(restore::told)?;
     }
-    let directory = tempfile::Builder::new().prefix("nrt-recovery-").tempdir();
-    let directory = directory.map_err(|error| {
-        Refusal::new(format!("no temporary directory can be made: {error}"), "")
-    })?;
+    let directory = directory("nrt-recovery-")?;
     answer(asked, directory.path())
 }
 
 impl Asked {
     fn data(&self) -> Result<Option<PathBuf>, Refusal> {
         let data = self.data.as_ref().filter(|it| !it.as_os_str().is_empty());
-        let data = data.map(std::path::absolute).transpose();
-        data.map_err(|error| Refusal::new(error.to_string(), ""))
+        data.map(|data| restore::whole(data)).transpose()
     }
 
     /// Where the backups are.
