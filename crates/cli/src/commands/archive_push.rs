@@ -96,7 +96,13 @@ fn push_in_time(arguments: &Arguments) -> Option<Result<(), (u8, Failure)>> {
             Err(RecvTimeoutError::Timeout) if !is_stopping(&arguments.state) => stopping = None,
             Err(RecvTimeoutError::Timeout)
                 if stopping.get_or_insert_with(Instant::now).elapsed() < FAREWELL => {}
-            Err(_) => return None,
+            Err(RecvTimeoutError::Timeout) => return None,
+            // It has panicked, and said so.
+            Err(RecvTimeoutError::Disconnected) => {
+                let message = "nrt-backup could not archive the segment: its own fault";
+                let hint = "Report what the server's log says before this.";
+                return Some(Err((1, Failure { message: message.into(), hint: hint.into() })));
+            }
         }
     }
 }
