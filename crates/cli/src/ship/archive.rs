@@ -345,12 +345,12 @@ impl Mirror<'_> {
         let here = self.shared.repository.join(&path);
         match prove(&here, &path) {
             Proof::Whole => return Ok(Proof::Whole),
-            // Encrypted, by the pgBackRest of this server and not brought back from there.
-            Proof::Unknown if here.exists() && !bring_back::is_due(Path::new(&plan.state)) => {
-                return Ok(Proof::Whole);
+            // Encrypted: what is there would say no more. By the pgBackRest of this server, unless it
+            // may have been brought back from there.
+            Proof::Unknown if here.exists() => {
+                let is_foreign = bring_back::is_due(Path::new(&plan.state));
+                return Ok(if is_foreign { Proof::Unknown } else { Proof::Whole });
             }
-            // What is there would say no more.
-            Proof::Unknown if here.exists() => return Ok(Proof::Unknown),
             Proof::Unknown | Proof::Broken => {}
         }
         let file = self.remote.outbox().join(self.remote.spool_name());
