@@ -55,10 +55,15 @@ impl Control {
         })
     }
 
+    /// Whether it is the same cluster, whatever was written since.
+    pub(super) fn is_of_the_cluster(&self, other: &Control) -> bool {
+        self.system_id == other.system_id
+    }
+
     /// Whether nothing was written since it was left at `left`, but for what a server that has just
     /// started, and runs, writes.
     pub(super) fn is_left_at(&self, left: &Control, is_running: bool) -> bool {
-        let is_there = self.system_id == left.system_id && self.checkpoint == left.checkpoint;
+        let is_there = self.is_of_the_cluster(left) && self.checkpoint == left.checkpoint;
         // Whoever stops a server in order has it write a checkpoint; who does not leaves its state.
         is_there && (is_running || self.state == left.state)
     }

@@ -313,9 +313,15 @@ impl Run<'_> {
         {
             let programs = Programs::find(&done.plan.version, request.bindir.as_deref())?;
             let (left, is_running) = (&finished.control, place::runs(data));
-            // What cannot be read was not left like that.
-            if Control::of(data, &programs).is_ok_and(|now| now.is_left_at(left, is_running)) {
-                return self.only_start(done, finished, &programs, show);
+            match Control::of(data, &programs) {
+                Ok(now) if now.is_left_at(left, is_running) => {
+                    return self.only_start(done, finished, &programs, show);
+                }
+                Ok(now) if is_running && now.is_of_the_cluster(left) => {
+                    return Err(self.is_in_use(finished)?);
+                }
+                // What cannot be read was not left like that.
+                _ => {}
             }
         }
         let begun = place::begun(&self.work, data);
@@ -508,6 +514,25 @@ impl Run<'_> {
         let names: &[&str] =
             if goes_on { &[DONE] } else { &[DONE, KEPT, OWN, SHELF, configuration::PLACED] };
         self.work.forget(names).map_err(told)
+    }
+
+    /// Says that nothing is left to do of a restore whose server was started and has written since,
+    /// and forgets that restore.
+    fn is_in_use(&self, finished: &Finished) -> Result<Refusal, Refusal> {
+        self.work.end_use().map_err(told)?;
+        let aside = finished.aside.as_ref().map_or(String::new(), |aside| {
+            format!(" What was there before is in \"{}\".", aside.display())
+        });
+        Ok(Refusal::new(
+            format!(
+                "a server runs in \"{}\": it is what this restore has made, and is in use",
+                self.request.data.display()
+            ),
+            format!(
+                "Nothing is left to do.{aside} To restore once more, stop it first, or restore to \
+                 another directory (-D)."
+            ),
+        ))
     }
 
     /// What is left to do of a restore that was interrupted at its very end.

@@ -189,6 +189,11 @@ impl Work {
         self.write(FETCHING, &())
     }
 
+    /// Says that it is of no use any more: the restore that worked here is done.
+    pub(crate) fn end_use(&self) -> anyhow::Result<()> {
+        self.forget(&[FETCHING])
+    }
+
     /// Whether the next restore can use what is in it.
     pub(crate) fn is_of_use(&self) -> bool {
         self.0.join(FETCHING).exists()
