@@ -72,6 +72,12 @@ pub(crate) fn read(
     let below = format!("archive/{}/{archive_id}", source.stanza);
     let segment_size = segment_size(source, &backups, &below)?;
 
+    // The tail before the archive: a piece is removed once its segment is archived, and what moved in
+    // between is then seen at both places, and not at none.
+    let remote = source.remote.as_ref();
+    let tail = remote.map_or(Ok(Vec::new()), |it| it.list(DIRECTORY));
+    let tail = tail.map_err(|it| failure("the WAL tail cannot be listed", &it))?;
+
     let mut wal = Coverage::default();
     let mut shelf = Shelf { segment_size, ..Shelf::default() };
     let mut histories = BTreeMap::new();
@@ -95,14 +101,13 @@ pub(crate) fn read(
 
     let mut tail_stored = 0;
     let (mut owner, mut restore_points, mut next_xids) = (None, Vec::new(), BTreeMap::new());
-    if let Some(remote) = &source.remote {
-        let listed = remote.list(DIRECTORY);
-        for entry in listed.map_err(|it| failure("the WAL tail cannot be listed", &it))? {
-            let Some(piece) = Piece::parse(&entry.path, segment_size) else { continue };
-            wal.add(piece, 0);
-            tail_stored += u64::try_from(entry.size).unwrap_or(0);
-            shelf.tail.entry(piece.segment.name(segment_size)).or_default().push(entry.path);
-        }
+    for entry in tail {
+        let Some(piece) = Piece::parse(&entry.path, segment_size) else { continue };
+        wal.add(piece, 0);
+        tail_stored += u64::try_from(entry.size).unwrap_or(0);
+        shelf.tail.entry(piece.segment.name(segment_size)).or_default().push(entry.path);
+    }
+    if let Some(remote) = remote {
         let get = |path: &str| {
             remote.get(path).map_err(|it| failure(&format!("\"{path}\" cannot be read"), &it))
         };
