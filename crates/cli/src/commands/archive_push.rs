@@ -31,7 +31,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Between two looks at what the worker is about to make.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long the worker may take to start.
-const WORKER_START: Duration = Duration::from_secs(1);
+const WORKER_START: Duration = Duration::from_secs(3);
 /// How long a segment may take when the server is about to end, which waits for it. What is not
 /// archived then is archived by the next start.
 const FAREWELL: Duration = Duration::from_secs(3);
