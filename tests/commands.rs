@@ -210,8 +210,9 @@ fn the_wal_is_shown_and_the_worker_starts_anew() {
     let cluster = protected::started(cluster);
     let before = json(&cluster, &["wal", "status", "--json"]);
     cluster.sql("create table t as select generate_series(1, 100000)");
-    archive_segment(&cluster);
+    // Before the switch: what the server writes by itself after it is in a segment that nobody ends.
     let flushed = cluster.value("select pg_current_wal_flush_lsn()");
+    archive_segment(&cluster);
     let after = json(&cluster, &["wal", "status", "--json"]);
     let growth = |report: &Value| report["growth"].as_u64().expect("there is a backup");
     assert!(growth(&after) > growth(&before) + 3_000_000, "{before} {after}");

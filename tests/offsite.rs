@@ -32,7 +32,13 @@ pub(crate) fn shipping(cluster: Cluster, remote: &Remote) -> Cluster {
 /// Starts a cluster that is told to ship to a remote.
 pub(crate) fn started(cluster: Cluster, remote: &Remote) -> Cluster {
     // What is broken here is looked at in nrt.health.
-    for words in ["nrt_backup health: ", "nrt_backup job ", "nrt_backup ship", "archiver "] {
+    for words in [
+        "nrt_backup health: ",
+        "nrt_backup job ",
+        "nrt_backup ship",
+        "archiver ",
+        "aborting backup",
+    ] {
         cluster.allow(words);
     }
     let cluster = remote.configure(quiet(cluster)).started();

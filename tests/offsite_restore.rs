@@ -62,6 +62,9 @@ struct Place {
 
 impl Place {
     fn of(cluster: &Cluster) -> Place {
+        // Files that pgBackRest is writing get another name while they are copied.
+        let waiting = "select count(*) from pg_ls_archive_statusdir() where name like '%.ready'";
+        cluster.wait_for(waiting, "0", SOON);
         let installation = cluster.installation();
         let directory = tempfile::Builder::new()
             .prefix("nrt-place-")

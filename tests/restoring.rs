@@ -18,7 +18,13 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new(name: &str) -> Place {
         let cluster = Cluster::without_data(name);
-        for words in ["nrt_backup health: ", "nrt_backup job ", "nrt_backup ship", "archiver "] {
+        for words in [
+            "nrt_backup health: ",
+            "nrt_backup job ",
+            "nrt_backup ship",
+            "archiver ",
+            "aborting backup",
+        ] {
             cluster.allow(words);
         }
         cluster.write_settings();

@@ -23,9 +23,13 @@ const MAJOR: &str = "17";
 const MAJOR_OF_STORE: &str = "18";
 /// What is in a line of the server's log that is a warning, or worse.
 const SEVERE: [&str; 4] = ["] WARNING:  ", "] ERROR:  ", "] FATAL:  ", "] PANIC:  "];
-/// Who asks too early is told so, and whoever is connected at a shutdown.
-const EXPECTED: [&str; 2] =
-    ["the database system is ", "terminating connection due to administrator command"];
+/// Who asks too early is told so, and whoever is connected at a shutdown; a segment that is not
+/// archived within seconds then is archived by the next start.
+const EXPECTED: [&str; 3] = [
+    "the database system is ",
+    "terminating connection due to administrator command",
+    "archive command failed with exit code 255",
+];
 /// What the superuser's password is, unless a test says another one.
 const PASSWORD: &str = "the-superuser's-own";
 
@@ -217,9 +221,10 @@ impl Container {
         self.inspected(".NetworkSettings.IPAddress")
     }
 
-    /// All that it wrote.
+    /// All that it wrote, in this order.
     pub fn log(&self) -> String {
-        all_of(&podman(&["logs", &self.id]))
+        let one_pipe = ["-c", "exec podman logs \"$1\" 2>&1", "sh", &self.id];
+        all_of(&Command::new("sh").args(one_pipe).output().expect("there is a shell"))
     }
 
     /// Runs a command in it, as `podman exec` by itself does: as root.

@@ -275,15 +275,32 @@ impl Remote {
 
     /// Copies what a cluster has here into a directory, which is made.
     ///
-    /// The files of a frozen server stay what they are meanwhile.
+    /// The files of a frozen server stay what they are meanwhile. A living one moves WAL from the tail
+    /// to the archive: what is copied has it at both places, and never at none.
     pub fn copy(&self, cluster: &str, to: &Path) {
         if self.kind == Kind::Crypt {
             let to = to.display().to_string();
             self.rclone(&["copy", &self.place(cluster), &to]);
             return;
         }
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.try_copy(&self.files(cluster), to) {
+            assert!(Instant::now() < deadline, "{error}");
+            succeed(self.installation.command("rm").args(["--recursive", "--force"]).arg(to));
+        }
+    }
+
+    /// Fails where a file is gone between the look at its directory and its turn.
+    fn try_copy(&self, from: &Path, to: &Path) -> Result<(), String> {
+        succeed(self.installation.command("mkdir").arg(to));
+        let entries = fs::read_dir(from).map_err(|it| it.to_string())?.flatten();
+        let mut paths: Vec<PathBuf> = entries.map(|it| it.path()).collect();
+        paths.sort_by_key(|it| !it.ends_with("wal-tail"));
         let mut copy = self.installation.command("cp");
-        succeed(copy.args(["-a", "--reflink=auto"]).arg(self.files(cluster)).arg(to));
+        let output = copy.args(["-a", "--reflink=auto"]).args(paths).arg(to).output();
+        let output = output.map_err(|it| it.to_string())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
     }
 
     fn client(&self) -> Command {
