@@ -217,10 +217,6 @@ const MARGIN: Duration = Duration::from_secs(3);
 /// How long somebody else who found nothing on the remote may take to claim it, beyond what a claim
 /// takes.
 const NEW: Duration = Duration::from_secs(1);
-/// How often the file is asked for that may be in the midst of being written, and how long that may
-/// take.
-const TRIES: u32 = 3;
-const WRITTEN: Duration = Duration::from_millis(100);
 /// The copy of the file, written once when the remote is claimed.
 const COPY: &str = "owner.json.copy";
 
@@ -526,20 +522,7 @@ fn is_empty(remote: &Remote) -> Result<bool, Failure> {
 /// An instance that is killed while it writes leaves half a file on a remote that shows files
 /// while they are written; the copy then says whose it was.
 fn read(remote: &Remote) -> Result<Option<Owner>, Failure> {
-    let get = |name: &str| {
-        let mut tries = 1;
-        loop {
-            let begin = Instant::now();
-            match remote.get(name) {
-                // Where the remote is a directory, a file that is written at this moment is refused.
-                Err(it) if tries < TRIES && !it.gone && begin.elapsed() < LOOK => {
-                    thread::sleep(WRITTEN);
-                    tries += 1;
-                }
-                got => return got.map_err(|it| failure("the remote cannot be read", &it)),
-            }
-        }
-    };
+    let get = |name: &str| remote.get(name).map_err(|it| failure("the remote cannot be read", &it));
     let Some(text) = get(FILE)? else { return Ok(None) };
     if let Ok(owner) = serde_json::from_slice(&text) {
         return Ok(Some(owner));

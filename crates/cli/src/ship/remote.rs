@@ -18,6 +18,11 @@ use super::words::{self, Secrets};
 const SMALL: Duration = Duration::from_secs(120);
 /// How long a listing may take.
 const LISTING: Duration = Duration::from_secs(1800);
+/// How often a small file is read that may be in the midst of being written, how long that may take,
+/// and what counts as refused at once.
+const TRIES: u32 = 3;
+const WRITTEN: Duration = Duration::from_millis(100);
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// How often a long job is asked how it is.
 const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -251,7 +256,24 @@ impl Remote {
     }
 
     /// Reads a small file; `None` if it is not there.
+    ///
+    /// Where the remote is a directory, one that is written at this moment is refused at once: it is
+    /// asked for again.
     pub(crate) fn get(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+        let mut tries = 1;
+        loop {
+            let begin = Instant::now();
+            match self.try_to_get(path) {
+                Err(refusal) if tries < TRIES && !refusal.gone && begin.elapsed() < AT_ONCE => {
+                    thread::sleep(WRITTEN);
+                    tries += 1;
+                }
+                got => return got,
+            }
+        }
+    }
+
+    fn try_to_get(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
         let name = self.spool_name();
         let spooled = self.outbox().join(&name);
         let parameters = json!({
