@@ -318,7 +318,7 @@ impl Run<'_> {
                     return self.only_start(done, finished, &programs, show);
                 }
                 Ok(now) if is_running && now.is_of_the_cluster(left) => {
-                    return Err(self.is_in_use(finished)?);
+                    return Err(self.nothing_left(finished)?);
                 }
                 // What cannot be read was not left like that.
                 _ => {}
@@ -518,7 +518,7 @@ impl Run<'_> {
 
     /// Says that nothing is left to do of a restore whose server was started and has written since,
     /// and forgets that restore.
-    fn is_in_use(&self, finished: &Finished) -> Result<Refusal, Refusal> {
+    fn nothing_left(&self, finished: &Finished) -> Result<Refusal, Refusal> {
         self.work.end_use().map_err(told)?;
         let aside = finished.aside.as_ref().map_or(String::new(), |aside| {
             format!(" What was there before is in \"{}\".", aside.display())
