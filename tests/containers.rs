@@ -234,7 +234,8 @@ fn a_copy_beside_its_living_original_harms_nothing() {
     // Nobody is to take it for a server that is backed up.
     wait_until("it says what it is", SOON, || {
         let (is_healthy, words) = copy.health();
-        !is_healthy && words.contains("this is a copy")
+        assert!(!is_healthy, "{words}");
+        words.contains("this is a copy")
     });
     assert_ne!(copy.value("select shipping from nrt.status"), "shipping");
 

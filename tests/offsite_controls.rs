@@ -409,7 +409,7 @@ fn an_owner_that_is_gone_is_replaced() {
     second.wait_for("select shipping from nrt.status", "shipping", AGAIN);
     let took = begin.elapsed();
     eprintln!("taken over after {took:?}");
-    assert!(took > Duration::from_secs(60), "{took:?}");
+    assert!((Duration::from_secs(60)..Duration::from_secs(90)).contains(&took), "{took:?}");
     assert_ne!(owner_of(&remote).instance, gone.instance);
     wait_for_shipped(&second);
     second.sql("select nrt_backup_now('incr')");

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use nrt_tests::{Cluster, Remote};
 
-use crate::offsite::{AGAIN, NAME, words};
+use crate::offsite::{AGAIN, NAME, allow_faults, words};
 
 /// A place to restore to.
 pub(crate) struct Place {
@@ -18,15 +18,7 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new(name: &str) -> Place {
         let cluster = Cluster::without_data(name);
-        for words in [
-            "nrt_backup health: ",
-            "nrt_backup job ",
-            "nrt_backup ship",
-            "archiver ",
-            "aborting backup",
-        ] {
-            cluster.allow(words);
-        }
+        allow_faults(&cluster);
         cluster.write_settings();
         Place { cluster }
     }
