@@ -33,6 +33,26 @@ pub struct Inventory {
     /// hand.
     #[serde(default)]
     pub state_not_excluded: bool,
+    /// The file `backup.info` as it was before the repository was looked at, if the repository is
+    /// a directory here.
+    #[serde(default)]
+    pub info_file: Option<FileIdentity>,
+}
+
+/// Tells one version of a file that is replaced as a whole from any other. No clock is compared
+/// with another one: times are only the same or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// The device that the file is on.
+    pub device: u64,
+    /// The number of the file there.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// When the content was changed: seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// When the file or its name was changed: seconds and nanoseconds.
+    pub changed: (i64, i64),
 }
 
 /// What the repository holds.

@@ -175,6 +175,7 @@ mod tests {
             repository_disk: None,
             wal_disk: None,
             state_not_excluded: false,
+            info_file: None,
         }
     }
 

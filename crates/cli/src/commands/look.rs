@@ -9,11 +9,11 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
-use nrt_core::inventory::{Disk, Failure, Inventory, Repository};
+use nrt_core::inventory::{Disk, Failure, FileIdentity, Inventory, Repository};
 use nrt_core::layout::{self, Tool};
 use nrt_core::look::Plan;
 use nrt_core::pgbackrest::config::{self, BadConfig, ConfigInput};
@@ -86,6 +86,8 @@ impl Look {
             repository_disk: self.repository_directory().and_then(|path| disk(Path::new(&path))),
             wal_disk: disk(&Path::new(&self.plan.data_directory).join("pg_wal")),
             state_not_excluded: !self.exclusions().is_empty(),
+            // Before the repository is looked at: what changes meanwhile is seen by the next look.
+            info_file: self.info_file(),
         };
         match self.find() {
             Err(failure) => {
@@ -243,18 +245,31 @@ impl Look {
         }
         let before = fs::read(self.state.join(layout::INVENTORY)).ok()?;
         let before: Inventory = serde_json::from_slice(&before).ok()?;
-        let info = Path::new(&self.repository_directory()?)
-            .join("backup")
-            .join(&self.plan.stanza)
-            .join("backup.info");
-        let changed: SystemTime = fs::metadata(info).ok()?.modified().ok()?;
+        let age = now - before.listed_at;
         let good = before.repository.as_ref().is_ok_and(|it| it.problem().is_none())
             && before.stanza == fresh.stanza
             && before.pgbackrest == fresh.pgbackrest
-            && now - before.listed_at < FRESH
-            // A second of slack: file systems keep coarse times.
-            && DateTime::<Utc>::from(changed) + TimeDelta::seconds(1) < before.listed_at;
+            // An account from the future tells that the clock was set back since then.
+            && age >= TimeDelta::zero()
+            && age < FRESH
+            && fresh.info_file.is_some()
+            && before.info_file == fresh.info_file;
         good.then_some(before)
+    }
+
+    /// The repository's file `backup.info`, which pgBackRest replaces with every backup and every
+    /// expiry.
+    fn info_file(&self) -> Option<FileIdentity> {
+        let directory = self.repository_directory()?;
+        let path = Path::new(&directory).join("backup").join(&self.plan.stanza).join("backup.info");
+        let file = fs::metadata(path).ok()?;
+        Some(FileIdentity {
+            device: file.dev(),
+            inode: file.ino(),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        })
     }
 
     /// The repository's directory, where it is one on this machine.
@@ -361,7 +376,81 @@ pub(crate) fn own_option(config: &str, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use nrt_core::pgbackrest::version::MINIMUM;
+
     use super::*;
+
+    /// What a look that began at `now` takes over from the one before, which ended at `listed_at`.
+    fn taken_over(look: &Look, listed_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        let info = info::parse_info("[]", "main").expect("an empty account");
+        let inventory = |repository| Inventory {
+            collected_at: listed_at,
+            listed_at,
+            stanza: "main".to_string(),
+            pgbackrest: Ok(MINIMUM),
+            repository,
+            repository_disk: None,
+            wal_disk: None,
+            state_not_excluded: false,
+            info_file: look.info_file(),
+        };
+        let mut before = inventory(Ok(Repository { info, archive: Vec::new() }));
+        if let Ok(repository) = &mut before.repository {
+            repository.info.code = info::NO_VALID_BACKUPS;
+        }
+        look.write(layout::INVENTORY, &serde_json::to_vec(&before).expect("JSON")).expect("ours");
+        let nothing = Failure { message: String::new(), hint: String::new() };
+        look.still_good(now, &inventory(Err(nothing))).is_some()
+    }
+
+    #[test]
+    fn an_account_of_the_future_or_of_another_file_is_not_taken_over() {
+        let root = tempfile::tempdir().expect("a directory");
+        let text = |name: &str| root.path().join(name).to_string_lossy().into_owned();
+        let plan = Plan {
+            state: text("state"),
+            data_directory: text("data"),
+            port: 5432,
+            socket_directory: None,
+            user: "postgres".to_string(),
+            segment_size: 16 << 20,
+            stanza: "main".to_string(),
+            pgbackrest: "pgbackrest".to_string(),
+            own_config: None,
+            repository: text("repository"),
+            lock_path: text("lock"),
+            database: "postgres".to_string(),
+            retention_days: 7,
+            process_max: 1,
+            compress_type: "zst".to_string(),
+            thorough: false,
+        };
+        let look = Look { environment: Vec::new(), state: plan.state.clone().into(), plan };
+        let directory = root.path().join("repository/backup/main");
+        for directory in [&look.state, &directory] {
+            fs::create_dir_all(directory).expect("made");
+        }
+        let now = Utc::now();
+        assert!(!taken_over(&look, now, now), "there is no backup.info");
+        let file = directory.join("backup.info");
+        fs::write(&file, "one").expect("written");
+        assert!(taken_over(&look, now, now));
+        assert!(taken_over(&look, now - FRESH + TimeDelta::seconds(1), now));
+        assert!(!taken_over(&look, now - FRESH, now));
+        // The clock was ahead at the first start, and was set right.
+        assert!(!taken_over(&look, now + TimeDelta::seconds(1), now));
+        assert!(!taken_over(&look, now + TimeDelta::days(1), now));
+
+        // A file that was replaced within the same second, with the same size, is another one.
+        let known = look.info_file();
+        let time = fs::metadata(&file).and_then(|it| it.modified()).expect("a time");
+        let other = directory.join("backup.info.pgbackrest.tmp");
+        fs::write(&other, "two").expect("written");
+        let times = fs::FileTimes::new().set_modified(time);
+        fs::File::open(&other).and_then(|it| it.set_times(times)).expect("ours");
+        fs::rename(&other, &file).expect("replaced");
+        assert_ne!(look.info_file(), known);
+    }
 
     #[test]
     fn somebody_elses_locks_are_refused_where_everybody_may_make_them() {

@@ -248,7 +248,7 @@ impl Mirror<'_> {
             let (gone, waiting): (Vec<Piece>, Vec<Piece>) = old.partition(is_safe);
             state.replaced = waiting;
             let wrong = std::mem::take(&mut state.wrong);
-            let mut superseded = state.coverage.superseded();
+            let mut superseded = state.purgeable();
             superseded.retain(|piece| !self.unknown.contains(&piece.segment));
             (superseded, gone, wrong)
         };

@@ -387,6 +387,8 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
         state.coverage = coverage;
         state.replaced = doubtful;
         state.wrong.clear();
+        // The threads of the session before have ended.
+        state.sending.clear();
         state.status.backups = labels.into_iter().collect();
     });
     Ok((there, files))

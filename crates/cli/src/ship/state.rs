@@ -71,6 +71,8 @@ pub(crate) struct State {
     /// How many passes over the local archive have begun, and how many of them have sent all that
     /// they found.
     pub(crate) passes: (u64, u64),
+    /// Segments of which pieces of the tail are being sent, and how many.
+    pub(crate) sending: BTreeMap<Segment, usize>,
     /// A pass is wanted at once.
     pub(crate) pass_wanted: bool,
     /// It must look at all of the archive, also where nothing has changed.
@@ -142,6 +144,45 @@ impl State {
         first.is_none_or(|(_, at)| (Utc::now() - *at).to_std().is_ok_and(|it| it >= age))
     }
 
+    /// Begins to send a piece of a segment's tail. `false` if the segment is archived on the remote:
+    /// then its tail is of no use any more, and may be purged at this moment.
+    ///
+    /// [`State::begin_to_send`] and [`State::purgeable`] are called under one lock. A piece that
+    /// begins first keeps its segment from being purged. A segment that is archived first keeps
+    /// further pieces from beginning. So no upload loses its directory.
+    pub(crate) fn begin_to_send(&mut self, segment: Segment) -> bool {
+        let begins = !self.coverage.is_archived(segment);
+        if begins {
+            *self.sending.entry(segment).or_default() += 1;
+        }
+        begins
+    }
+
+    /// A piece of a segment's tail was sent, or could not be.
+    pub(crate) fn end_sending(&mut self, segment: Segment) {
+        if let Some(count) = self.sending.get_mut(&segment) {
+            *count -= 1;
+            if *count == 0 {
+                self.sending.remove(&segment);
+            }
+        }
+    }
+
+    /// The pieces of archived segments of which none is being sent.
+    pub(crate) fn purgeable(&self) -> Vec<Piece> {
+        let mut pieces = self.coverage.superseded();
+        pieces.retain(|piece| !self.sending.contains_key(&piece.segment));
+        pieces
+    }
+
+    /// Lets times that lie in the future begin now: the clock was set back since they were noted,
+    /// and how long ago they were is not known.
+    fn heed_clock(&mut self, now: DateTime<Utc>) {
+        for (_, at) in &mut self.heard {
+            *at = (*at).min(now);
+        }
+    }
+
     /// Takes in how far the WAL is on disk now.
     fn hear(&mut self, position: Position, plan: &Plan) {
         if self.history.0 != position.timeline {
@@ -194,6 +235,7 @@ impl State {
                 self.heard.pop_front();
             }
         }
+        self.heed_clock(Utc::now());
         self.status.shipped = shipped;
         self.status.behind_since = shipped.and_then(|_| self.heard.front()).map(|(_, at)| *at);
         self.status.mirror_failure = ["repository", "archive", "mirror"]
@@ -443,6 +485,35 @@ mod tests {
         }
         state.heard.push_back((at(2, 7), Utc::now()));
         state
+    }
+
+    #[test]
+    fn a_tail_is_not_purged_while_a_piece_of_it_is_sent() {
+        let mut state = State::default();
+        let segment = Segment { timeline: 1, number: 3 };
+        let piece = Piece { segment, from: Lsn(3 * SIZE), to: Lsn(3 * SIZE + 100) };
+        state.coverage.add(piece, 0);
+        assert!(state.begin_to_send(segment) && state.begin_to_send(segment));
+        state.coverage.archive(segment);
+        assert_eq!(state.purgeable(), []);
+        state.end_sending(segment);
+        assert_eq!(state.purgeable(), [], "the other piece is still on its way");
+        state.end_sending(segment);
+        assert_eq!(state.purgeable(), [piece]);
+        // None begins that the purge could meet.
+        assert!(!state.begin_to_send(segment));
+        assert!(state.begin_to_send(Segment { number: 4, ..segment }));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_hides_no_lag() {
+        let mut state = promoted();
+        state.histories.insert(2);
+        let ahead = Utc::now() + TimeDelta::days(1);
+        state.heard = VecDeque::from([(at(2, 8), ahead), (at(2, 9), ahead)]);
+        state.refresh(SIZE);
+        assert!(state.status.behind_since.is_some_and(|since| since <= Utc::now()));
+        assert!(state.heard_before(at(2, 9), Duration::ZERO));
     }
 
     #[test]

@@ -151,7 +151,18 @@ fn ship(shared: &Shared, remote: &Remote, batch: &[Parcel]) -> Result<(), Failur
     results.into_iter().collect()
 }
 
+/// Sends a piece, unless its segment was archived on the remote after the piece was chosen.
 fn send(shared: &Shared, remote: &Remote, parcel: &Parcel) -> Result<(), Failure> {
+    if !shared.change(|state| state.begin_to_send(parcel.piece.segment)) {
+        return Ok(());
+    }
+    // From here on the segment's directory on the remote is not purged.
+    let sent = send_piece(shared, remote, parcel);
+    shared.change(|state| state.end_sending(parcel.piece.segment));
+    sent
+}
+
+fn send_piece(shared: &Shared, remote: &Remote, parcel: &Parcel) -> Result<(), Failure> {
     let size = shared.plan.segment_size;
     let piece = parcel.piece;
     let name = remote.spool_name();

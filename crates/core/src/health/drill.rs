@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 
-use super::{Check, Findings, check, critical, moment, ok, warning};
+use super::{Check, Findings, check, critical, is_future, moment, ok, warning};
 use crate::health::Severity;
 
 /// How long a run of the schedule may be due without having started.
@@ -25,6 +25,13 @@ pub(super) fn drill(findings: &Findings<'_>) -> Check {
         return critical(name, format!("the drill that ended at {at} failed: {words}"), hint);
     }
     let limit = TimeDelta::seconds(findings.settings.max_drill_age);
+    if let Some(outcome) = conclusive.filter(|it| is_future(findings.now, it.ended)) {
+        let message = format!(
+            "the last drill that succeeded ended at {}, which is in the future: its age is not known",
+            moment(outcome.ended)
+        );
+        return warning(name, message, TRY);
+    }
     if let Some(outcome) = conclusive
         && limit > TimeDelta::zero()
         && findings.now - outcome.ended > limit

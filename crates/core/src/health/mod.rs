@@ -248,7 +248,7 @@ const UNCLEAN_END_SHOWN: TimeDelta = TimeDelta::hours(1);
 
 fn worker(findings: &Findings<'_>) -> Check {
     match findings.unclean_end {
-        Some(at) if findings.now - at < UNCLEAN_END_SHOWN => warning(
+        Some(at) if (findings.now - at).abs() < UNCLEAN_END_SHOWN => warning(
             "worker",
             format!(
                 "the worker was started again after it ended without a clean shutdown, seen at {}",
@@ -373,15 +373,32 @@ const RESUME: &str = "SELECT nrt_resume('backups') lets them start again.";
 fn backup(findings: &Findings<'_>) -> Check {
     let name = "backup";
     let state = findings.state;
-    let Some(inventory) = state.inventory() else { return ok(name, "being looked for") };
     if state.aside().is_some() {
         return ok(name, "none is taken of a copy: see the check \"archiving\"");
     }
+    let unreadable =
+        || critical(name, "not known: the repository cannot be looked at", "See the other checks.");
+    let Some(inventory) = state.inventory() else {
+        return match state.look_failure() {
+            Some(_) => unreadable(),
+            None => unknown(name),
+        };
+    };
     if inventory.repository.is_err() {
+        return unreadable();
+    }
+    if let Some(job) = state.unlisted() {
+        let label = job.label.as_ref().map_or(String::new(), |label| format!(", {label},"));
         return critical(
             name,
-            "not known: the repository cannot be looked at",
-            "See the other checks.",
+            format!(
+                "pgBackRest reported the {} backup of job {}{label} as taken, but the repository \
+                 does not list it",
+                job.kind.as_str(),
+                job.id
+            ),
+            "Look at the repository with pgbackrest info, and see that nothing else removes its \
+             files. SELECT nrt_backup_now('full') takes another backup.",
         );
     }
     if !inventory.has_base(findings.system_id) {
@@ -391,7 +408,7 @@ fn backup(findings: &Findings<'_>) -> Check {
                 "no full backup yet: the first one is running",
                 "Watch it in nrt.progress.",
             ),
-            None if *state.readiness() == Readiness::Unknown => ok(name, "being looked for"),
+            None if *state.readiness() == Readiness::Unknown => unknown(name),
             None if state.is_paused() => critical(
                 name,
                 "no full backup, and backups are paused: the cluster cannot be restored",
@@ -410,6 +427,14 @@ fn backup(findings: &Findings<'_>) -> Check {
     let age = findings.now - last.stop_time;
     let limit = TimeDelta::seconds(findings.settings.max_backup_age);
     let message = format!("the last backup, {}, ended at {}", last.label, moment(last.stop_time));
+    if is_future(findings.now, last.stop_time) {
+        return warning(
+            name,
+            format!("{message}, which is in the future: its age is not known"),
+            "The machine's clock was ahead when the backup was taken, or is behind now. Set the \
+             clock, and take a backup with SELECT nrt_backup_now().",
+        );
+    }
     if limit > TimeDelta::zero() && age > limit {
         return critical(
             name,
@@ -536,6 +561,26 @@ fn state_directory(findings: &Findings<'_>) -> Check {
     }
 }
 
+/// The check of the backups before the repository was looked at for the first time: no server is
+/// called protected that may have no backup at all.
+fn unknown(name: &str) -> Check {
+    warning(
+        name,
+        "not known yet whether there is a backup: the repository is being looked at",
+        "Wait for the first look to end. If it does not, the repository's file system may hang.",
+    )
+}
+
+/// How far the clock may be behind the time of an event without having been set back: pgBackRest
+/// and the file system of the repository may have other clocks.
+const CLOCK_SLACK: TimeDelta = TimeDelta::minutes(5);
+
+/// Whether an event of the past seems to lie in the future, because the clock was set back since
+/// then. Its age is not known.
+fn is_future(now: DateTime<Utc>, event: DateTime<Utc>) -> bool {
+    event - now > CLOCK_SLACK
+}
+
 fn moment(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
@@ -622,9 +667,11 @@ mod tests {
     #[test]
     fn a_server_that_starts_is_not_blamed_for_what_it_has_not_seen_yet() {
         let mut w = World::new(unscheduled());
-        expect(&found(&w), &[]);
+        // It is not called protected either.
+        let unknown = [("backup", Warning, "not known yet whether there is a backup")];
+        expect(&found(&w), &unknown);
         w.end_look();
-        expect(&found(&w), &[]);
+        expect(&found(&w), &unknown);
         w.end_job(End::Success);
         w.end_look();
         expect(&found(&w), &[("backup", Warning, "the first one is running")]);
@@ -836,6 +883,7 @@ mod tests {
         let amiss = [
             ("pgbackrest", Critical, "the look hangs"),
             ("stanza", Critical, "without pgBackRest"),
+            ("backup", Critical, "not known"),
         ];
         expect(&found(&w), &amiss);
         let mut w = World::protected();
@@ -862,6 +910,29 @@ mod tests {
         let amiss =
             [("backup", Critical, "no full backup"), ("last_run", Warning, "wrong cluster")];
         expect(&found(&w), &amiss);
+    }
+
+    #[test]
+    fn a_backup_from_the_future_is_not_fresh() {
+        let w = World::protected();
+        let ended = "ended at 2026-03-10 12:00:30 UTC, which is in the future";
+        let back = |time| Findings { now: w.now - time, ..found(&w) };
+        expect(&back(TimeDelta::minutes(5)), &[]);
+        expect(&back(TimeDelta::hours(1)), &[("backup", Warning, ended)]);
+        expect(&back(TimeDelta::days(1000)), &[("backup", Warning, ended)]);
+    }
+
+    #[test]
+    fn a_backup_that_is_not_listed_is_a_fault() {
+        let mut w = World::unprotected();
+        w.end_look();
+        w.reality.unlisted = true;
+        w.settle();
+        let words = "the full backup of job 1, 20260310-000001F, as taken";
+        expect(&found(&w), &[("backup", Critical, words)]);
+        w.reality.unlisted = false;
+        w.pass(TimeDelta::minutes(1));
+        expect(&found(&w), &[]);
     }
 
     #[test]

@@ -111,7 +111,8 @@ pub(super) fn remote(findings: &Findings<'_>) -> Check {
                 or(&hint, "It is tried again by itself."),
             )
         }
-        _ if findings.now - since > STARTING => warning(
+        // The clock may have been set back meanwhile.
+        _ if (findings.now - since).abs() > STARTING => warning(
             name,
             format!("nothing was heard of the remote since {}", moment(since)),
             "It may be slow or hang; the file log/ship.log in the state directory has more.",
@@ -144,7 +145,9 @@ pub(super) fn shipping(findings: &Findings<'_>) -> Check {
     let limit = TimeDelta::seconds(findings.settings.max_ship_lag);
     if let Some(since) = status.behind_since
         && limit > TimeDelta::zero()
-        && findings.now - since > limit
+        // Shipping remembers times anew when the clock was set back. If it does not, the lag is
+        // not known.
+        && (findings.now - since).abs() > limit
     {
         // Not how far: that changes all the time.
         return critical(
@@ -217,7 +220,7 @@ pub(super) fn mirror(findings: &Findings<'_>) -> Check {
         .and_then(|inventory| inventory.backups_of(findings.system_id).next_back())
         .filter(|backup| !status.backups.contains(&backup.label));
     if let Some(backup) = newest
-        && findings.now - backup.stop_time > MIRRORED_WITHIN
+        && (findings.now - backup.stop_time).abs() > MIRRORED_WITHIN
     {
         return warning(
             name,

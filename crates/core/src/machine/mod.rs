@@ -245,6 +245,8 @@ pub struct State {
     /// After a failure or a cancel, what no schedule starts waits until then.
     hold_until: DateTime<Utc>,
     last_failure: Option<Job>,
+    /// The newest backup that pgBackRest reported as taken and did not list afterwards.
+    unlisted: Option<Job>,
     /// Since when a full backup is due, because the data directory was restored.
     full_due_since: Option<DateTime<Utc>>,
     /// Why this server takes no backups at all, if so.
@@ -275,6 +277,7 @@ impl State {
             stanza_not_before: now,
             hold_until: now,
             last_failure: None,
+            unlisted: None,
             full_due_since: None,
             aside: None,
             shutting_down: false,
@@ -329,6 +332,11 @@ impl State {
     /// The newest failure since the last backup that succeeded.
     pub fn last_failure(&self) -> Option<&Job> {
         self.last_failure.as_ref()
+    }
+
+    /// The newest backup that pgBackRest reported as taken, while the repository does not list it.
+    pub fn unlisted(&self) -> Option<&Job> {
+        self.unlisted.as_ref()
     }
 
     /// The next run of each schedule.
@@ -515,6 +523,8 @@ impl Turn<'_> {
     fn reloaded(&mut self) {
         self.start_afresh();
         self.look_anew();
+        // Another repository may be configured, which has to have its own backups.
+        self.state.unlisted = None;
         if self.state.readiness == Readiness::Ready {
             self.state.readiness = Readiness::Unknown;
         }
@@ -720,6 +730,9 @@ impl Turn<'_> {
             Some(_) if self.state.readiness == Readiness::Ready => {}
             Some(failure) => self.block(failure),
         }
+        if self.state.unlisted.as_ref().is_some_and(|job| self.find(job).is_some()) {
+            self.state.unlisted = None;
+        }
         match self.state.active.take() {
             Some(Active::Settling { job }) => self.succeed(job),
             other => self.state.active = other,
@@ -731,8 +744,15 @@ impl Turn<'_> {
     }
 
     fn succeed(&mut self, mut job: Job) {
-        if let Some(backup) = self.find(&job) {
-            describe(&mut job, &backup);
+        match self.find(&job) {
+            Some(backup) => {
+                describe(&mut job, &backup);
+                self.state.unlisted = None;
+            }
+            // The look that has just ended began after the backup had ended. Another backup would
+            // be missing from the listing, too: this is reported instead.
+            None if self.can_list() => self.state.unlisted = Some(job.clone()),
+            None => {}
         }
         if job.kind != job.requested && job.message.is_none() {
             // pgBackRest found so itself: the repository has changed since it was looked at.
@@ -746,6 +766,12 @@ impl Turn<'_> {
         self.state.last_failure = None;
         self.state.hold_until = self.present.now;
         self.end(job, Status::Succeeded);
+    }
+
+    /// Whether the last look has seen the backups of the repository.
+    fn can_list(&self) -> bool {
+        let seen = self.state.inventory.as_ref().filter(|_| self.state.look_failure.is_none());
+        seen.and_then(|it| it.repository.as_ref().ok()).is_some_and(|it| it.problem().is_none())
     }
 
     /// The backup that a job has taken. If its label was not among the last that pgBackRest
@@ -894,7 +920,9 @@ impl Turn<'_> {
     }
 
     fn request_missing_base(&mut self) {
-        if !self.state.has_base() && self.can_take_by_itself() {
+        let is_unlisted =
+            self.state.unlisted.as_ref().is_some_and(|it| it.kind == BackupType::Full);
+        if !self.state.has_base() && !is_unlisted && self.can_take_by_itself() {
             self.request(BackupType::Full, Trigger::MissingBase);
         }
     }
@@ -936,6 +964,7 @@ impl Turn<'_> {
             && !self.state.memory.paused
             && !matches!(self.state.readiness, Readiness::Blocked(_))
             && self.state.has_base()
+            && self.state.unlisted.is_none()
             // Else the growth may be that since the backup before the last.
             && self.state.look_failure.is_none()
             && self.state.active.is_none()

@@ -198,6 +198,7 @@ mod tests {
             repository_disk: None,
             wal_disk: None,
             state_not_excluded: false,
+            info_file: None,
         };
         assert_eq!(oldest_reachable(&inventory, 1), None);
     }

@@ -1290,6 +1290,40 @@ fn a_full_backup_since_the_restore_is_one_whoever_took_it() {
     assert_eq!(w.row(3).trigger, Trigger::Startup);
 }
 
+// Backups that the repository does not list.
+
+#[test]
+fn a_backup_that_is_not_listed_is_no_reason_for_another_one() {
+    let mut w = World::unprotected();
+    w.end_look();
+    w.reality.unlisted = true;
+    w.settle();
+    w.growth = Some(150 * MB);
+    w.pass(HOUR * 2);
+    assert_eq!(w.statuses(), [Status::Succeeded]);
+    assert_eq!(w.state().unlisted().and_then(|it| it.label.as_deref()), Some("20260310-000001F"));
+    // Whoever asks for one gets it.
+    w.request(Full);
+    w.end_look();
+    assert!(w.is_running());
+    w.settle();
+    w.reality.unlisted = false;
+    w.pass(minutes(2));
+    assert_eq!(w.state().unlisted(), None);
+    assert_eq!(w.statuses(), [Status::Succeeded; 2]);
+}
+
+#[test]
+fn another_repository_needs_a_backup_of_its_own() {
+    let mut w = World::unprotected();
+    w.end_look();
+    w.reality.unlisted = true;
+    w.settle();
+    w.step(Event::Reloaded);
+    w.end_look();
+    assert!(w.is_running());
+}
+
 // The clock.
 
 #[test]

@@ -53,6 +53,8 @@ pub(crate) struct Reality {
     pub(crate) backups: Vec<serde_json::Value>,
     pub(crate) archive: Vec<ArchiveRange>,
     pub(crate) taken: usize,
+    /// Listings leave the backups out.
+    pub(crate) unlisted: bool,
 }
 
 impl Reality {
@@ -68,6 +70,7 @@ impl Reality {
             backups: Vec::new(),
             archive: Vec::new(),
             taken: 0,
+            unlisted: false,
         }
     }
 
@@ -110,7 +113,7 @@ impl Reality {
     }
 
     fn seen(&self, now: DateTime<Utc>, stanza: &str) -> Inventory {
-        let code = match (self.stanza, self.backups.is_empty()) {
+        let code = match (self.stanza, self.backups.is_empty() || self.unlisted) {
             (false, _) => 1,
             (true, true) => 2,
             (true, false) => 0,
@@ -125,7 +128,7 @@ impl Reality {
             "status": { "code": code, "message": "as found" },
             "db": databases,
             "archive": [{ "id": "15-1", "database": { "id": 1, "repo-key": 1 } }],
-            "backup": if self.stanza { self.backups.clone() } else { Vec::new() },
+            "backup": if self.stanza && !self.unlisted { self.backups.clone() } else { Vec::new() },
         }]);
         let info = parse_info(&info.to_string(), stanza).expect("info as pgBackRest prints it");
         Inventory {
@@ -140,6 +143,7 @@ impl Reality {
             repository_disk: Some(self.disk),
             wal_disk: Some(self.disk),
             state_not_excluded: self.state_not_excluded,
+            info_file: None,
         }
     }
 }
