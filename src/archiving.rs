@@ -3,17 +3,17 @@
 use std::ffi::CString;
 use std::path::Path;
 
-use nrt_core::health::{Archiver, Archiving, FailedPush};
+use nrt_core::archiving::{Archiver, needs_defaults};
+use nrt_core::health::{Archiving, FailedPush};
 
 use crate::{postgres, state_directory};
 
 /// Gives `archive_mode` and `archive_command` defaults under which finished segments go to
-/// pgBackRest. Called while the library is preloaded.
-///
-/// PostgreSQL checks that archiving goes with `wal_level` before it loads libraries: with
-/// `minimal` we must leave it off, or nobody would notice that what is archived is of no use.
+/// pgBackRest, unless the configuration speaks against it. Called while the library is preloaded,
+/// when PostgreSQL has read its configuration.
 pub(crate) fn set_defaults() {
-    if level_is_minimal() {
+    let option = |name| postgres::config_option(name).unwrap_or_default();
+    if !needs_defaults(&option(c"wal_level"), &option(c"archive_library")) {
         return;
     }
     if let Ok(command) = CString::new(command()) {
@@ -55,24 +55,15 @@ pub(crate) fn now() -> Archiving {
         level_minimal: level_is_minimal(),
         mode_on,
         copy: restored.filter(|restored| restored.is_copy),
-        by: archiver(&option(c"archive_library"), &option(c"archive_command")),
+        by: Archiver::of(
+            &option(c"archive_library"),
+            &option(c"archive_command"),
+            &command(),
+            option(c"server_version_num").parse().unwrap_or_default(),
+        ),
         failing: failing.map(|(segment, at)| {
             let words = state_directory::failed_push().filter(|it| it.segment == segment);
             FailedPush { segment, at, words: words.map(|it| it.failure) }
         }),
-    }
-}
-
-fn archiver(library: &str, command: &str) -> Archiver {
-    if !library.is_empty() {
-        Archiver::Foreign(library.to_string())
-    } else if command.is_empty() || command == "(disabled)" {
-        Archiver::Nobody
-    } else if command == self::command() {
-        Archiver::Ours
-    } else if command.contains("pgbackrest") {
-        Archiver::PgBackRest
-    } else {
-        Archiver::Foreign(command.to_string())
     }
 }

@@ -124,19 +124,20 @@ pub(crate) struct Catalog {
     pub(crate) superuser: String,
 }
 
-/// Looks into the shared catalogs, in a transaction of its own that ends here.
-pub(crate) fn read_catalog(database: &str) -> Catalog {
+/// Looks into the shared catalogs, in a transaction of its own that ends here. `None` while another
+/// session holds a lock on one of them that this would wait for: the worker waits for nobody.
+pub(crate) fn read_catalog(database: &str) -> Option<Catalog> {
     let mut catalog = Catalog { database_exists: false, superuser: "postgres".to_string() };
     // SAFETY: called from the worker's main loop, outside of any transaction. An ERROR in here
     // ends the worker, and the postmaster starts it again.
     unsafe { pg_sys::StartTransactionCommand() };
     // SAFETY: the catalog's rows begin with this struct.
-    scan(pg_sys::DatabaseRelationId, |row| unsafe {
+    let databases = scan(pg_sys::DatabaseRelationId, |row| unsafe {
         let row = &*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_database>();
         catalog.database_exists |= text(&row.datname.data) == database;
     });
     // SAFETY: as above.
-    scan(pg_sys::AuthIdRelationId, |row| unsafe {
+    let roles = scan(pg_sys::AuthIdRelationId, |row| unsafe {
         let row = &*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_authid>();
         if row.oid == pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID) {
             catalog.superuser = text(&row.rolname.data);
@@ -144,19 +145,23 @@ pub(crate) fn read_catalog(database: &str) -> Catalog {
     });
     // SAFETY: ends what was started above.
     unsafe { pg_sys::CommitTransactionCommand() };
-    catalog
+    (databases && roles).then_some(catalog)
 }
 
-/// Shows every row of a shared catalog.
+/// Shows every row of a shared catalog. Answers `false`, and shows none, where the lock is not free
+/// at once.
 ///
 /// It reads the table itself: without a database there is no pg_class in which an index could be
 /// looked up, and both catalogs are small.
-fn scan(catalog: pg_sys::Oid, mut show: impl FnMut(pg_sys::HeapTuple)) {
+fn scan(catalog: pg_sys::Oid, mut show: impl FnMut(pg_sys::HeapTuple)) -> bool {
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-    // SAFETY: called within a transaction; what is opened is closed, and a row is shown while the
-    // scan still holds it.
+    // SAFETY: called within a transaction, which ends the lock. The table is opened without another
+    // one and closed with this one; a row is shown while the scan still holds it.
     unsafe {
-        let table = pg_sys::table_open(catalog, lock);
+        if !pg_sys::ConditionalLockRelationOid(catalog, lock) {
+            return false;
+        }
+        let table = pg_sys::table_open(catalog, pg_sys::NoLock as pg_sys::LOCKMODE);
         let (none, no_keys) = (std::ptr::null_mut(), std::ptr::null_mut());
         let rows = pg_sys::systable_beginscan(table, pg_sys::InvalidOid, false, none, 0, no_keys);
         loop {
@@ -169,6 +174,7 @@ fn scan(catalog: pg_sys::Oid, mut show: impl FnMut(pg_sys::HeapTuple)) {
         pg_sys::systable_endscan(rows);
         pg_sys::table_close(table, lock);
     }
+    true
 }
 
 /// The text of an array that ends in zeros.

@@ -12,10 +12,10 @@ use nrt_core::layout::{self, Tool};
 use nrt_core::look::{Plan, Server};
 use nrt_core::machine::Exit;
 use nrt_core::offsite;
-use nrt_core::pgbackrest::command;
+use nrt_core::pgbackrest::{command, label};
 use nrt_core::restore::drill::Order;
 use nrt_core::settings::Settings;
-use nrt_process::{Leashed, Spec, allowed};
+use nrt_process::{Leashed, Spec, allowed, allowed_in_zone};
 
 use crate::postgres::{self, wal};
 use crate::state_directory;
@@ -104,18 +104,23 @@ pub(crate) fn drill(order: &Order, only_clean: bool) -> Result<Leashed, Failure>
 pub(crate) fn create_stanza() -> Result<Leashed, Failure> {
     let tool = tool()?;
     let args = command::stanza_create(&tool.config, &tool.stanza);
-    start(tool.program.into(), args, Some(layout::JOB_LOG), None, false)
+    start_pgbackrest(tool, args, label::UTC)
 }
 
-/// Starts a backup.
+/// Starts a backup, which pgBackRest names by the time in `zone`.
 ///
 /// # Errors
 ///
 /// If no process can be started, or no look has found pgBackRest yet.
-pub(crate) fn backup(kind: BackupType, trigger: Trigger) -> Result<Leashed, Failure> {
+pub(crate) fn backup(kind: BackupType, trigger: Trigger, zone: &str) -> Result<Leashed, Failure> {
     let tool = tool()?;
     let args = command::backup(&tool.config, &tool.stanza, &tool.exclude, kind, trigger);
-    start(tool.program.into(), args, Some(layout::JOB_LOG), None, false)
+    start_pgbackrest(tool, args, zone)
+}
+
+fn start_pgbackrest(tool: Tool, args: Vec<String>, zone: &str) -> Result<Leashed, Failure> {
+    let env = allowed_in_zone(std::env::vars_os(), zone);
+    run(&Spec { env, log: Some(new_log(layout::JOB_LOG)), ..spec(tool.program.into(), args) })
 }
 
 fn tool() -> Result<Tool, Failure> {
@@ -141,12 +146,15 @@ fn start(
     time_limit: Option<Duration>,
     input: bool,
 ) -> Result<Leashed, Failure> {
-    let log = log.map(|name| state_directory::file(layout::LOG).join(name));
-    if let Some(log) = &log {
-        // The log of the one before. If it stays, the new one is appended.
-        let _ = fs::remove_file(log);
-    }
-    run(&Spec { log, time_limit, input, ..spec(program, args) })
+    run(&Spec { log: log.map(new_log), time_limit, input, ..spec(program, args) })
+}
+
+/// The file that a child's words go to, without those of the one before.
+fn new_log(name: &str) -> PathBuf {
+    let log = state_directory::file(layout::LOG).join(name);
+    // If it stays, the new one is appended.
+    let _ = fs::remove_file(&log);
+    log
 }
 
 /// A program that is to run as all of the server's children do.

@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use nrt_core::growth::Meter;
-use nrt_core::inventory::Failure;
+use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::job::{Job, Status};
 use nrt_core::kind::BackupType;
 use nrt_core::layout::{self, Kept};
 use nrt_core::look::Server;
 use nrt_core::machine::{self, Action, Command, Event, Exit, Readiness, State};
 use nrt_core::offsite::Position;
+use nrt_core::pgbackrest::label;
 use nrt_core::restore::points;
 use nrt_core::settings::Settings;
 use nrt_process::Leashed;
@@ -132,6 +133,10 @@ impl Worker {
         let settings = settings::current();
         let catalog = postgres::read_catalog(&settings.database);
         let mut kept = state_directory::kept();
+        if let Some(catalog) = &catalog {
+            kept.superuser = Some(catalog.superuser.clone());
+        }
+        let superuser = kept.superuser.as_deref().unwrap_or("postgres");
         let history = state_directory::history();
         let last = history.keys().next_back().copied().unwrap_or(0);
         kept.memory.next_job = kept.memory.next_job.max(last + 1);
@@ -152,8 +157,9 @@ impl Worker {
             ship: ship::Ship::new(kept.shipping_paused),
             drills,
             pause_running: None,
-            server: child::server(&catalog.superuser),
-            database_exists: catalog.database_exists,
+            server: child::server(superuser),
+            // Until it is known better: a catalog that cannot be read now says nothing.
+            database_exists: catalog.is_none_or(|it| it.database_exists),
             settings,
             state: Some(state),
             meter: kept.meter,
@@ -381,7 +387,10 @@ impl Worker {
                 self.job_started(started);
             }
             Command::Backup { kind, trigger, .. } => {
-                let started = child::backup(*kind, *trigger);
+                let inventory = self.state.as_ref().and_then(State::inventory);
+                let labels = inventory.into_iter().flat_map(Inventory::labels);
+                let zone = label::zone_for_next(labels, Utc::now());
+                let started = child::backup(*kind, *trigger, &zone);
                 self.job_started(started);
             }
         }
@@ -397,10 +406,15 @@ impl Worker {
         }
     }
 
+    /// Reads the catalog again. Where that would have to wait, what was read last stays.
     fn read_catalog(&mut self) {
-        let catalog = postgres::read_catalog(&self.settings.database);
+        let Some(catalog) = postgres::read_catalog(&self.settings.database) else { return };
         self.database_exists = catalog.database_exists;
         self.server = child::server(&catalog.superuser);
+        if self.kept.superuser.as_ref() != Some(&catalog.superuser) {
+            self.kept.superuser = Some(catalog.superuser);
+            self.keep();
+        }
     }
 
     fn record(&mut self, job: &Job) {

@@ -130,6 +130,12 @@ impl Inventory {
         })
     }
 
+    /// The labels of all backups in the repository, of former clusters of the stanza too.
+    pub fn labels(&self) -> impl Iterator<Item = &str> {
+        let info = self.repository.as_ref().ok().map(|repository| &repository.info);
+        info.into_iter().flat_map(|info| info.backups.iter().map(|backup| backup.label.as_str()))
+    }
+
     /// Whether there is a full backup of the cluster to build on.
     pub fn has_base(&self, system_id: u64) -> bool {
         self.backups_of(system_id).any(|backup| backup.kind == BackupType::Full)

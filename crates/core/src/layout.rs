@@ -98,6 +98,9 @@ pub struct Kept {
     /// What is remembered of drills, beside their journal.
     #[serde(default)]
     pub drills: supervisor::Memory,
+    /// The role that the cluster was created with, as the catalog had it when it was last read.
+    #[serde(default)]
+    pub superuser: Option<String>,
 }
 
 /// What the worker knows now, for commands that ask no SQL.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archiving;
 pub mod crontab;
 pub mod encoded;
 pub mod growth;

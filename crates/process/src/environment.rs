@@ -48,6 +48,20 @@ pub fn allowed(vars: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsStrin
     environment
 }
 
+/// Returns the environment of a child that reads and writes local times in `zone`.
+///
+/// pgBackRest names backups by local time and refuses a name that is not later than the newest one:
+/// it must run in one time zone, whatever the server's is.
+pub fn allowed_in_zone(
+    vars: impl Iterator<Item = (OsString, OsString)>,
+    zone: &str,
+) -> Vec<(OsString, OsString)> {
+    let mut environment = allowed(vars);
+    environment.retain(|(name, _)| name != "TZ");
+    environment.push(("TZ".into(), zone.into()));
+    environment
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +109,18 @@ mod tests {
                 "https_proxy=http://proxy:3128",
             ]
         );
+    }
+
+    #[test]
+    fn the_time_zone_is_the_callers_choice() {
+        let vars = [("TZ", "America/New_York"), ("HOME", "/h")];
+        let vars = || vars.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let zones = |zone| {
+            let environment = allowed_in_zone(vars(), zone).into_iter();
+            environment.filter(|(name, _)| name == "TZ").map(|(_, zone)| zone).collect::<Vec<_>>()
+        };
+        assert_eq!(zones("UTC"), ["UTC"]);
+        assert_eq!(zones("UTC-02:00"), ["UTC-02:00"]);
     }
 
     #[test]

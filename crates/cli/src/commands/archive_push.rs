@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use nrt_core::inventory::Failure;
 use nrt_core::layout::{self, PushFailure, Tool};
-use nrt_core::pgbackrest::{command, exit};
+use nrt_core::pgbackrest::{command, exit, label};
 use nrt_process::files::{open_plain, write_atomically};
-use nrt_process::{allowed, capture};
+use nrt_process::{allowed_in_zone, capture};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -135,7 +135,7 @@ fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
         args.insert(0, "--archive-async".to_string());
     }
     let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
-    let environment = allowed(std::env::vars_os());
+    let environment = allowed_in_zone(std::env::vars_os(), label::UTC);
     let begin = Instant::now();
     loop {
         let program = Path::new(&tool.program);

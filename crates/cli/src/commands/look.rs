@@ -18,9 +18,9 @@ use nrt_core::layout::{self, Tool};
 use nrt_core::look::Plan;
 use nrt_core::pgbackrest::config::{self, BadConfig, ConfigInput};
 use nrt_core::pgbackrest::version::{MINIMUM, Version};
-use nrt_core::pgbackrest::{archive, command, exit, info, own};
+use nrt_core::pgbackrest::{archive, command, exit, info, label, own};
 use nrt_process::files::write_atomically;
-use nrt_process::{allowed, capture};
+use nrt_process::{allowed_in_zone, capture};
 use rustix::fs::statvfs;
 use rustix::process::geteuid;
 
@@ -61,8 +61,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn look(plan: &str) -> anyhow::Result<()> {
     let plan: Plan = serde_json::from_str(plan).context("read the plan")?;
-    let look =
-        Look { environment: allowed(std::env::vars_os()), state: plan.state.clone().into(), plan };
+    let environment = allowed_in_zone(std::env::vars_os(), label::UTC);
+    let look = Look { environment, state: plan.state.clone().into(), plan };
     let inventory = look.inventory()?;
     look.write(layout::INVENTORY, &serde_json::to_vec(&inventory)?)?;
     Ok(())

@@ -9,12 +9,13 @@ use std::sync::atomic::AtomicBool;
 
 use chrono::Utc;
 use nrt_core::pgbackrest::exit;
+use nrt_core::pgbackrest::label;
 use nrt_core::pgbackrest::manifest::{Manifest, Part, Tablespace, parse_manifest, parts};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::drill::Phases;
 use nrt_core::restore::plan::plan;
 use nrt_core::restore::target::Target;
-use nrt_process::{allowed, tether};
+use nrt_process::{allowed_in_zone, tether};
 
 use super::Run;
 use super::place::{self, Begun, Existing};
@@ -181,7 +182,7 @@ impl Run<'_> {
         let total = planned.plan.restore_bytes;
         let mut progress = Progress::begin("restore", total, request.is_quiet);
         let mut command = Command::new(&request.place.pgbackrest);
-        command.args(&words).env_clear().envs(allowed(std::env::vars_os()));
+        command.args(&words).env_clear().envs(allowed_in_zone(std::env::vars_os(), label::UTC));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         tether(&mut command);
         let mut child = command.spawn().map_err(|error| {

@@ -12,8 +12,9 @@ use std::time::Duration;
 use nrt_core::pgbackrest::command;
 use nrt_core::pgbackrest::exit;
 use nrt_core::pgbackrest::info::{self, StanzaInfo};
+use nrt_core::pgbackrest::label;
 use nrt_core::restore::Refusal;
-use nrt_process::{allowed, capture};
+use nrt_process::{allowed_in_zone, capture};
 use serde::{Deserialize, Serialize};
 
 use super::place::unusable;
@@ -109,7 +110,7 @@ impl Source {
             }
             Kind::Directory(_) | Kind::Own => None,
         };
-        let environment = allowed(std::env::vars_os());
+        let environment = allowed_in_zone(std::env::vars_os(), label::UTC);
         let (work, stanza) = (work.clone(), String::new());
         Ok(Source {
             place,

@@ -11,7 +11,7 @@ use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::{RestorePoint, Stretch, TransactionEnd, Wal};
 use nrt_core::restore::plan::{Plan, Recovery};
-use nrt_process::{allowed, capture};
+use nrt_process::{allowed_in_zone, capture};
 
 use super::place::unusable;
 use super::source::Source;
@@ -67,9 +67,7 @@ impl Dump {
         args.push(format!("--start={}", stretch.from).into());
         args.push(format!("--end={}", stretch.to).into());
         args.extend(words.iter().map(OsString::from));
-        let mut environment = allowed(std::env::vars_os());
-        environment.retain(|(name, _)| name != "TZ");
-        environment.push(("TZ".into(), "UTC".into()));
+        let environment = allowed_in_zone(std::env::vars_os(), "UTC");
         let captured = capture(&self.program, &args, &environment, LIMIT, LONGEST_ANSWER);
         // What is needed again is fetched again: a look goes over much WAL, and keeps little.
         for name in names {

@@ -10,6 +10,7 @@ pub use offsite::{Process, Shipping, is_off, is_paused};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::archiving::Archiver;
 use crate::inventory::{Disk, Failure};
 use crate::job::Job;
 use crate::layout::{self, Restored};
@@ -92,20 +93,6 @@ impl Archiving {
                 .to_string(),
         })
     }
-}
-
-/// Who archives.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Archiver {
-    /// Our `archive_command`.
-    #[default]
-    Ours,
-    /// A command of the operator's that runs pgBackRest.
-    PgBackRest,
-    /// A command or library of the operator's that does not.
-    Foreign(String),
-    /// Nobody.
-    Nobody,
 }
 
 /// A segment that could not be archived.
@@ -325,46 +312,59 @@ fn archiving(findings: &Findings<'_>) -> Check {
     if let Some(Failure { message, hint }) = archiving.aside() {
         return warning(name, message, &hint);
     }
-    if !archiving.mode_on {
-        return critical(
+    match &archiving.by {
+        Archiver::Both(library) => critical(
+            name,
+            format!(
+                "archive_library is \"{library}\" beside an archive_command, and PostgreSQL refuses \
+                 both: its archiver ends again and again, and nothing is archived"
+            ),
+            "Remove archive_library from the configuration and reload it (ALTER SYSTEM RESET \
+             archive_library; SELECT pg_reload_conf();) to have pgBackRest archive. To have the \
+             library archive: ALTER SYSTEM SET archive_command = ''; SELECT pg_reload_conf(); no \
+             backup can be taken then.",
+        ),
+        Archiver::Library(library) => critical(
+            name,
+            format!(
+                "archive_library is \"{library}\": WAL is not archived by pgBackRest, and no backup \
+                 can be taken"
+            ),
+            "Remove archive_library, archive_command and archive_mode from the configuration and \
+             restart the server to have nrt_backup archive.",
+        ),
+        _ if !archiving.mode_on => critical(
             name,
             "archive_mode is off: no WAL is archived and no backup can be restored",
             "Remove archive_mode from the configuration, or set it to on, and restart the server.",
-        );
-    }
-    match &archiving.by {
+        ),
         Archiver::Foreign(command) => critical(
             name,
             format!("WAL is not archived by pgBackRest but by \"{command}\""),
-            "Remove archive_command and archive_library from the configuration and restart the \
-             server to have nrt_backup archive, or call pgbackrest archive-push in your command.",
+            "Remove archive_command from the configuration and restart the server to have \
+             nrt_backup archive, or call pgbackrest archive-push in your command.",
         ),
         Archiver::Nobody => critical(
             name,
             "archive_command is empty: WAL stays in pg_wal and no backup can be restored",
-            "A command that was removed from the configuration comes back with a restart of the \
-             server.",
+            "Remove archive_command from the configuration and restart the server to have \
+             nrt_backup archive.",
         ),
         Archiver::Ours | Archiver::PgBackRest => match &archiving.failing {
             None => ok(name, "pgBackRest archives finished segments"),
-            Some(FailedPush { segment, at, words }) => {
-                let (words, hint) = match words {
-                    Some(failure) => (format!(": {}", failure.message), failure.hint.as_str()),
-                    None => (String::new(), ""),
-                };
-                let hint = if hint.is_empty() {
-                    "The server's log has the command's own words."
-                } else {
-                    hint
-                };
-                critical(
-                    name,
-                    format!("segment {segment} could not be archived at {}{words}", moment(*at)),
-                    hint,
-                )
-            }
+            Some(failed) => segment_failed(failed),
         },
     }
+}
+
+fn segment_failed(FailedPush { segment, at, words }: &FailedPush) -> Check {
+    let (words, hint) = match words {
+        Some(failure) => (format!(": {}", failure.message), failure.hint.as_str()),
+        None => (String::new(), ""),
+    };
+    let hint = if hint.is_empty() { "The server's log has the command's own words." } else { hint };
+    let message = format!("segment {segment} could not be archived at {}{words}", moment(*at));
+    critical(ARCHIVING, message, hint)
 }
 
 /// What to do while backups are paused.
@@ -683,7 +683,7 @@ mod tests {
     fn what_the_worker_finds_by_itself() {
         type Change = fn(&mut Findings<'_>);
         type Case = (Change, &'static [(&'static str, Severity, &'static str)]);
-        let cases: [Case; 15] = [
+        let cases: [Case; 18] = [
             (
                 |it| it.unclean_end = Some(it.now - TimeDelta::seconds(3599)),
                 &[("worker", Warning, "seen at 2026-03-10 11:00:31 UTC")],
@@ -707,6 +707,21 @@ mod tests {
             (
                 |it| it.archiving.by = Archiver::Foreign("cp %p /x/%f".to_string()),
                 &[("archiving", Critical, "by \"cp %p /x/%f\"")],
+            ),
+            (
+                |it| it.archiving.by = Archiver::Library("basic_archive".to_string()),
+                &[("archiving", Critical, "archive_library is \"basic_archive\": WAL is not")],
+            ),
+            (
+                |it| {
+                    let by = Archiver::Library("basic_archive".to_string());
+                    it.archiving = Archiving { by, mode_on: false, ..Archiving::default() };
+                },
+                &[("archiving", Critical, "archive_library is \"basic_archive\"")],
+            ),
+            (
+                |it| it.archiving.by = Archiver::Both("basic_archive".to_string()),
+                &[("archiving", Critical, "its archiver ends again and again")],
             ),
             (|it| it.archiving.by = Archiver::PgBackRest, &[]),
             (

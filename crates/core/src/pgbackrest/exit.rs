@@ -91,6 +91,10 @@ const HINT_ARCHIVING: &str = "\
 const HINT_SERVER: &str = "\
      pgBackRest could not talk to the server. If it is up, check that the role and the database \
      exist and that pg_hba.conf lets local connections in.";
+const HINT_LABEL: &str = "\
+     The newest backup of the repository is named after a time that has not come yet: it was taken \
+     with a wrong clock, or by a pgBackRest in another time zone. Correct the clock, and run every \
+     other pgBackRest on this repository with TZ=UTC. It is tried again until that time has passed.";
 const HINT_STANDBY: &str = "\
      pgBackRest found no primary: the server is in recovery, or is not the one that pg1-path and \
      pg1-port name.";
@@ -311,6 +315,7 @@ fn by_words(
         }
         // Right after a promotion, until the checkpoint that ends it.
         _ if says("does not match pg_control timeline") => (Wait, HINT_PROMOTED),
+        29 if says("is not later than latest backup label") => (Retry, HINT_LABEL),
         28 | 103 if says("do not match") => (GiveUp, HINT_OTHER_CLUSTER),
         55 | 103 | 104 if says("Missing") && says(".info'") => {
             // A command that goes on after the first failure ends with 104; nothing comes of it
@@ -393,6 +398,19 @@ mod tests {
     use super::Judgement::{GiveUp, Retry, Success, Wait};
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_label_that_lies_ahead_passes() {
+        let said = "P00  ERROR: [029]: new backup label '20261025-021500F' is not later than latest \
+                    backup label '20261025-023000F'\n\
+                    HINT: has the timezone changed?\n       HINT: is there clock skew?\n";
+        let verdict = judge(Some(29), None, said);
+        assert_eq!(verdict.judgement, Retry, "{verdict:?}");
+        assert_eq!(verdict.hint.as_deref(), Some(HINT_LABEL));
+        // Any other fault of a format is damage.
+        let verdict = judge(Some(29), None, "P00  ERROR: [029]: invalid ini file\n");
+        assert_eq!(verdict.judgement, GiveUp, "{verdict:?}");
+    }
 
     /// name of the recording, judgement, what the message must begin with, a part of the hint
     #[rustfmt::skip] // One line for each.

@@ -9,6 +9,7 @@ pub mod command;
 pub mod config;
 pub mod exit;
 pub mod info;
+pub mod label;
 pub mod log;
 pub mod manifest;
 pub mod names;
