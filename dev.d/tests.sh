@@ -11,7 +11,7 @@ run_part() {
     local part=$1 log status begin=$SECONDS
     shift
     declare -F "part_$part" >/dev/null || die "unknown part \"$part\"" \
-        "The parts are unit, documents, server, schema, sql, e2e and containers."
+        "The parts are unit, documents, server, schema, sql, e2e, soak and containers."
     say "$part"
     log=$(mktemp)
     # The part needs a shell of its own: on the left of || or in an if, set -e would be off in it.
@@ -184,6 +184,22 @@ part_e2e() {
     install_into "$private_pg_config"
     # They wait more than they work.
     cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(($(nproc) + 2))}" "$@"
+}
+
+# The proof of the promises, short, and with a given seed, so that a failure can be repeated.
+part_soak() {
+    local good=0 bad=0
+    build_extension
+    install_into "$private_pg_config"
+    cargo build "${when_unwatched[@]}" -p nrt-tests --bin soak
+    expect 0 soak --faults 60 --seed 1 --jobs 4
+    echo "script: $good passed, $bad failed"
+    [[ $bad -eq 0 ]]
+}
+
+# What ends with a finding keeps its files outside of the scratch directory.
+soak() {
+    cargo run "${when_unwatched[@]}" -p nrt-tests --bin soak -- "$@"
 }
 
 # Builds without a word, unless somebody looks on, then runs `cargo test CARGO'S.. -- THE TESTS'..`.

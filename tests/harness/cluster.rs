@@ -357,20 +357,70 @@ impl Cluster {
     /// Lets the machine vanish: kills everything of the cluster at once, without a word to anybody,
     /// and removes the data directory and the repository.
     pub fn vanish(&self) {
+        self.cut_power();
+        fs::remove_dir_all(self.data()).expect("nobody is left who writes there");
+        self.lose_repository();
+    }
+
+    /// Kills everything of the cluster at once, without a word to anybody; its files stay.
+    pub fn cut_power(&self) {
+        self.freeze();
+        for process in self.processes() {
+            kill(process.pid, Signal::KILL);
+        }
+        self.kill_all();
+    }
+
+    /// Stops everything of the cluster in the middle of whatever it does: what its files are now
+    /// stays so until it is [thawed](Cluster::thaw) or its power is cut.
+    pub fn freeze(&self) {
         // A process that sees another one die may still say so.
         for words in ["57P01", "57P02", "08006", "postmaster exit"] {
             self.allow(words);
         }
-        // Whoever could start something new stands still first.
-        for signal in [Signal::STOP, Signal::KILL] {
+        // One that was about to be started when its parent was looked at is found the second time.
+        for _ in 0..2 {
             for process in self.processes() {
-                kill(process.pid, signal);
+                kill(process.pid, Signal::STOP);
             }
         }
-        self.kill_all();
-        for directory in [self.data(), self.repository()] {
-            fs::remove_dir_all(&directory).expect("nobody is left who writes there");
+    }
+
+    /// Lets everything go on that was frozen.
+    pub fn thaw(&self) {
+        for process in self.processes() {
+            kill(process.pid, Signal::CONT);
         }
+    }
+
+    /// Removes the repository; what is mounted there is emptied.
+    pub fn lose_repository(&self) {
+        let repository = self.repository();
+        if !self.mounted {
+            fs::remove_dir_all(repository).expect("nobody is left who writes there");
+            return;
+        }
+        for entry in fs::read_dir(repository).expect("it is there").flatten() {
+            let path = entry.path();
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            removed.expect("nobody is left who writes there");
+        }
+    }
+
+    /// Fills the repository's disk to the last byte.
+    ///
+    /// # Panics
+    /// If it has no disk of its own.
+    pub fn fill_repository(&self) {
+        assert!(self.mounted, "{}: this would fill the disk of the machine", self.name);
+        fill(&self.repository());
+    }
+
+    /// Makes room in the repository again.
+    pub fn make_room_in_repository(&self) {
+        // An emptied one has room.
+        let _ = fs::remove_file(self.repository().join(BALLAST));
     }
 
     /// Writes the settings, tells the server to read them, and waits until new sessions have them.
@@ -435,6 +485,11 @@ impl Cluster {
         let running = self.running_postmaster().map(|pid| pid.to_string());
         lines.first().copied() == running.as_deref()
             && matches!(lines.get(7).copied(), Some("ready" | "standby"))
+    }
+
+    /// Whether the server that was started last runs.
+    pub fn is_running(&self) -> bool {
+        self.running_postmaster().is_some()
     }
 
     /// The postmaster's process number, if it runs.
@@ -601,6 +656,19 @@ impl Drop for Cluster {
                 all.join("\n")
             );
         }
+    }
+}
+
+/// What fills a disk.
+pub(crate) const BALLAST: &str = "ballast";
+
+/// Fills the disk of a directory to the last byte.
+pub(crate) fn fill(directory: &Path) {
+    let mut ballast = File::create(directory.join(BALLAST)).expect("the disk is ours");
+    // Large pieces first: the last ones end where there is no room for a page.
+    for size in [1 << 20, 4096] {
+        let piece = vec![0; size];
+        while ballast.write_all(&piece).is_ok() {}
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, INTERVAL, PATIENCE, describe, succeed, wait_until};
+use crate::cluster::{BALLAST, Cluster, INTERVAL, PATIENCE, describe, fill, succeed, wait_until};
 use crate::installation::Installation;
 use crate::process::{kill, processes_mentioning};
 use crate::proxy::Proxy;
@@ -26,8 +26,6 @@ const REMOTE: &str = "offsite";
 const PATH: &str = "backups";
 /// The user on the remote.
 const USER: &str = "nrt";
-/// What fills a disk.
-const BALLAST: &str = "ballast";
 
 /// How a remote is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +208,11 @@ impl Remote {
     /// The directory on the disk of the remote below which clusters are kept.
     pub fn path(&self) -> PathBuf {
         self.root().join(PATH)
+    }
+
+    /// The directory that everything of this remote is in.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// The directory that is served.
@@ -426,8 +429,7 @@ impl Remote {
     /// If it has no disk of its own.
     pub fn fill(&self) {
         assert!(self.mounted, "{}: this would fill the disk of the machine", self.name);
-        let mut ballast = File::create(self.root().join(BALLAST)).expect("the disk is ours");
-        while ballast.write_all(&[0; 4096]).is_ok() {}
+        fill(&self.root());
     }
 
     /// Makes room again.
