@@ -48,11 +48,11 @@ remove_scratch() {
             kill -KILL "${process#/proc/}" || true
         fi
     done 2>/dev/null
-    while read -r _ mount _; do
-        if [[ $mount == "$scratch"/* ]]; then umount --lazy "$mount"; fi
-    done </proc/mounts
-    # What was killed may go on writing for a moment.
+    # What was killed may go on writing, and mounting, for a moment.
     for _ in {1..20}; do
+        while read -r _ mount _; do
+            if [[ $mount == "$scratch"/* ]]; then umount --lazy "$mount"; fi
+        done </proc/mounts
         if rm -rf "$scratch" 2>/dev/null; then return; fi
         sleep 0.1
     done

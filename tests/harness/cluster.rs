@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::installation::Installation;
 use crate::log::{LINE_PREFIX, LogEntry, Severity, parse_log};
+use crate::machine::{Disk, Machine};
 use crate::process::{Process, kill, processes_mentioning};
 
 /// How long a server may take to start or to stop before that is a failure of the test.
@@ -41,6 +42,7 @@ pub struct Cluster {
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
     mounted: bool,
+    pub(crate) disk: Option<Disk>,
     state: Mutex<State>,
 }
 
@@ -49,6 +51,8 @@ pub struct Cluster {
 struct State {
     settings: Vec<(String, String)>,
     server: Option<Child>,
+    /// The machine that it runs on, if not this one.
+    machine: Option<Machine>,
     allowed: Vec<String>,
     /// Where the log of the server that runs now begins.
     log_start: usize,
@@ -106,6 +110,12 @@ impl Cluster {
     /// Makes a standby that follows a running primary.
     pub fn standby_of(primary: &Cluster, name: &str) -> Cluster {
         let cluster = Cluster::without_data(name);
+        cluster.copy_from(primary);
+        cluster
+    }
+
+    /// Fills the data directory with a base backup of a running primary, to follow it.
+    pub(crate) fn copy_from(&self, primary: &Cluster) {
         let mut copy = primary.client("pg_basebackup");
         copy.args([
             "--checkpoint=fast",
@@ -113,23 +123,32 @@ impl Cluster {
             "--write-recovery-conf",
             "--pgdata",
         ]);
-        succeed(copy.arg(cluster.data()));
+        succeed(copy.arg(self.data()));
         // Either of the two may stop first.
-        cluster.allow("walreceiver ");
-        cluster
+        self.allow("walreceiver ");
     }
 
     /// Makes everything but a data directory, for a restore to fill.
     pub fn without_data(name: &str) -> Cluster {
+        Cluster::on(name, None)
+    }
+
+    /// The same, in a directory that is the root of a disk image.
+    pub(crate) fn on(name: &str, disk: Option<Disk>) -> Cluster {
         let installation = Installation::get();
         let directory = tempfile::Builder::new()
             .prefix(&format!("nrt-{name}-"))
             .tempdir_in(installation.scratch())
             .expect("the scratch directory can be written to");
+        if let Some(disk) = &disk {
+            disk.mount(directory.path());
+        }
         installation.hand_over(directory.path()).expect("the directory was just made");
         for part in ["socket", "repository", "lock", "fakes"] {
             let part = directory.path().join(part);
-            installation.private_directory(&part).expect("the directory was just made");
+            if !part.exists() {
+                installation.private_directory(&part).expect("the directory is ours");
+            }
         }
         let cluster = Cluster {
             name: name.to_string(),
@@ -139,6 +158,7 @@ impl Cluster {
             environment: Vec::new(),
             arguments: Vec::new(),
             mounted: false,
+            disk,
             state: Mutex::default(),
         };
         let path = |path: PathBuf| path.display().to_string();
@@ -284,7 +304,7 @@ impl Cluster {
             .append(true)
             .open(self.log_file())
             .expect("the log can be written to");
-        let mut command = self.installation.command(self.installation.program("postgres"));
+        let mut command = self.command("postgres");
         command
             .arg("-D")
             .arg(self.data())
@@ -309,6 +329,20 @@ impl Cluster {
             thread::sleep(INTERVAL);
         }
         Ok(())
+    }
+
+    /// Says on which machine the server runs from its next start on, and its commands.
+    pub fn boot(&self, machine: Machine) {
+        self.state().machine = Some(machine);
+    }
+
+    /// One of PostgreSQL's programs, or `nrt-backup`, as the server's user on its machine.
+    pub fn command(&self, program: &str) -> Command {
+        let program = self.installation.program(program);
+        match &self.state().machine {
+            Some(machine) => machine.command(self.installation, &program),
+            None => self.installation.command(program),
+        }
     }
 
     /// Stops the server and tells how long that took.
@@ -646,6 +680,8 @@ impl Drop for Cluster {
         if failed && std::env::var_os("NRT_TEST_KEEP").is_some() {
             self.directory.disable_cleanup(true);
             eprintln!("kept \"{}\"", self.directory().display());
+        } else if let Some(disk) = &self.disk {
+            disk.unmount(self.directory.path());
         }
         if !failed_before {
             let all: Vec<String> = complaints.iter().map(ToString::to_string).collect();
@@ -702,7 +738,7 @@ pub(crate) fn describe(processes: &[Process]) -> String {
 }
 
 /// A data directory to copy, made by the first that asks, also among several processes.
-fn template(installation: &Installation) -> PathBuf {
+pub(crate) fn template(installation: &Installation) -> PathBuf {
     let template = installation.scratch().join(format!("nrt-template-{}", installation.major()));
     let lock =
         File::create(template.with_extension("lock")).expect("the scratch directory is ours");

@@ -1,7 +1,7 @@
 //! Remembers, outside of the server, which commits it has acknowledged and what was claimed of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -100,7 +100,6 @@ struct Shared {
     /// Clients wait while it is closed.
     is_open: AtomicBool,
     timeline: AtomicU32,
-    stop: AtomicBool,
 }
 
 impl Ledger {
@@ -110,19 +109,21 @@ impl Ledger {
             rows: Mutex::default(),
             is_open: AtomicBool::new(false),
             timeline: AtomicU32::new(0),
-            stop: AtomicBool::new(false),
         });
         Ledger { shared, first_client }
     }
 
     /// Begins to write to whatever server listens in `socket`, while the ledger is open.
     pub(crate) fn write(&self, socket: PathBuf) -> Writers {
+        let stop = Arc::new(AtomicBool::new(false));
         let clients = self.first_client..self.first_client + CLIENTS;
         let threads = clients.map(|client| {
             let (shared, socket) = (Arc::clone(&self.shared), socket.clone());
-            thread::spawn(move || write(&shared, client, &socket))
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || write(&shared, client, &socket, &stop))
         });
-        Writers { shared: Arc::clone(&self.shared), threads: threads.collect() }
+        let threads = threads.collect();
+        Writers { stop, threads }
     }
 
     /// Lets the clients write to a server of this timeline.
@@ -179,6 +180,26 @@ impl Ledger {
     }
 }
 
+impl Ledger {
+    /// Marks every row that is not in `held` as gone for good: an operator has put a snapshot back,
+    /// or has promoted a standby that lacks it. The ledger is closed. How many of them there are.
+    pub(crate) fn abandon(&self, held: &BTreeSet<(i32, i64)>) -> usize {
+        let mut count = 0;
+        for (client, rows) in &mut *self.shared.rows() {
+            for (number, row) in rows.iter_mut().enumerate() {
+                if held.contains(&(*client, number as i64)) {
+                    // The client may not have heard of it.
+                    row.state = State::Kept;
+                } else {
+                    count += usize::from(!matches!(row.state, State::Tried | State::Gone));
+                    row.state = State::Gone;
+                }
+            }
+        }
+        count
+    }
+}
+
 impl Shared {
     fn rows(&self) -> MutexGuard<'_, BTreeMap<i32, Vec<Row>>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
@@ -192,13 +213,13 @@ impl Shared {
 /// Clients that write until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Writers {
-    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Writers {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads.drain(..) {
             // A panic there has been printed.
             let _ = thread.join();
@@ -207,19 +228,19 @@ impl Drop for Writers {
 }
 
 /// A session with the server in `socket`; it may have gone away.
-pub(crate) fn session(socket: &std::path::Path) -> Option<Client> {
+pub(crate) fn session(socket: &Path) -> Option<Client> {
     let mut config = postgres::Config::new();
     config.host_path(socket).user("postgres").dbname("postgres").application_name("soak");
     config.connect(NoTls).ok()
 }
 
-fn write(shared: &Shared, client: i32, socket: &std::path::Path) {
+fn write(shared: &Shared, client: i32, socket: &Path, stop: &AtomicBool) {
     let insert = format!(
         "insert into {TABLE} select $1::int, row, repeat(md5(row::text), 1 + (row % 20)::int)
          from (select $2::bigint as row) as it"
     );
     let mut connected = None;
-    while !shared.stop.load(Ordering::SeqCst) {
+    while !stop.load(Ordering::SeqCst) {
         thread::sleep(PAUSE);
         if !shared.is_open.load(Ordering::SeqCst) {
             connected = None;

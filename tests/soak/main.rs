@@ -12,6 +12,7 @@
 //! the same: a fault may have to be repeated to be seen again.
 
 mod ledger;
+mod machines;
 mod random;
 mod script;
 mod tally;
@@ -33,15 +34,19 @@ use world::Over;
 const FAULTS_PER_WORLD: usize = 60;
 
 const USAGE: &str = "\
-usage: soak [--faults N] [--seed S] [--jobs N]
---faults N    so many faults in all (60); a host that vanishes is one
+usage: soak [--faults N] [--seed S] [--machines 1|2] [--jobs N]
+--faults N    so many faults in all (60, or 5 with two machines); a host that vanishes is one
 --seed S      repeats the faults of an earlier run; drawn from the clock by default
+--machines 2  two machines and one remote: each fault is a clone, a snapshot that is put back, a
+              failover, a standby that is promoted by mistake, or a rewind, and the host vanishes
+              after each; as root
 --jobs N      so many worlds at the same time (two for each core): they wait more than they work";
 
 /// What was asked for.
 struct Arguments {
     faults: usize,
     seed: u64,
+    machines: usize,
     jobs: usize,
 }
 
@@ -50,6 +55,10 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(64);
     };
+    if arguments.machines > 1 && !nrt_tests::is_root() {
+        eprintln!("soak: only root can mount the disks of two machines");
+        return ExitCode::from(64);
+    }
     println!(
         "soak: {} faults, seed {}, {} worlds at a time",
         arguments.faults, arguments.seed, arguments.jobs
@@ -69,25 +78,29 @@ fn main() -> ExitCode {
 }
 
 fn words(arguments: &Arguments) -> String {
-    let Arguments { faults, seed, jobs } = arguments;
-    format!("--faults {faults} --seed {seed} --jobs {jobs}")
+    let Arguments { faults, seed, machines, jobs } = arguments;
+    format!("--faults {faults} --seed {seed} --machines {machines} --jobs {jobs}")
 }
 
 fn arguments(mut words: impl Iterator<Item = String>) -> Option<Arguments> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
     let jobs = 2 * available_parallelism().map_or(1, |it| it.get());
-    let mut arguments = Arguments { faults: 60, seed: now.as_secs() % 1_000_000, jobs };
+    let seed = now.as_secs() % 1_000_000;
+    let mut faults = None;
+    let mut arguments = Arguments { faults: 0, seed, machines: 1, jobs };
     while let Some(word) = words.next() {
         let value = words.next();
         let number = || value.as_ref()?.parse::<u64>().ok();
         match word.as_str() {
-            "--faults" => arguments.faults = usize::try_from(number()?).ok()?,
+            "--faults" => faults = Some(usize::try_from(number()?).ok()?),
+            "--machines" => arguments.machines = usize::try_from(number()?).ok()?,
             "--seed" => arguments.seed = number()?,
             "--jobs" => arguments.jobs = usize::try_from(number()?).ok()?.max(1),
             _ => return None,
         }
     }
-    Some(arguments)
+    arguments.faults = faults.unwrap_or(if arguments.machines == 1 { 60 } else { 5 });
+    (1..=2).contains(&arguments.machines).then_some(arguments)
 }
 
 /// Plays worlds, several at a time, until all faults are made. The n-th one has the n-th seed.
@@ -106,7 +119,7 @@ fn run(arguments: &Arguments) -> Tally {
                     }
                     let faults = share.min(arguments.faults - number * share);
                     let seed = arguments.seed + number as u64;
-                    let tally = world(seed, faults);
+                    let tally = world(seed, faults, arguments.machines);
                     total.lock().expect("no thread panics with it").add(tally);
                 }
             });
@@ -116,12 +129,16 @@ fn run(arguments: &Arguments) -> Tally {
 }
 
 /// Plays one world.
-fn world(seed: u64, faults: usize) -> Tally {
+fn world(seed: u64, faults: usize, machines: usize) -> Tally {
     let log = Log::new(format!("seed {seed}"));
     let mut tally = Tally::default();
-    let again = format!("./dev soak --faults {faults} --seed {seed} --jobs 1");
+    let again =
+        format!("./dev soak --faults {faults} --seed {seed} --machines {machines} --jobs 1");
     guarded(&mut tally, &log, |tally| {
-        world::play(seed, faults, &log, tally);
+        match machines {
+            1 => world::play(seed, faults, &log, tally),
+            _ => machines::play(seed, faults, &log, tally),
+        }
         Ok(())
     });
     if !tally.is_clean() {

@@ -24,6 +24,8 @@ pub(crate) struct Tally {
     pub(crate) above: usize,
     /// Rows of an abandoned life in a restored server.
     pub(crate) mixed: usize,
+    /// Productions that a clone kept from shipping.
+    pub(crate) fenced: usize,
     /// Remotes that `nrt-backup check` finds to differ from the repository.
     pub(crate) different: usize,
     /// Worlds that ended before their last fault for another reason than one of these.
@@ -34,13 +36,14 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// What has to be 0, and what it is.
-    pub(crate) fn findings(&self) -> [(&'static str, usize); 7] {
+    pub(crate) fn findings(&self) -> [(&'static str, usize); 8] {
         [
             ("acknowledged commits lost below the last claim", self.lost),
             ("states that one plain restore --latest does not bring back", self.not_back),
             ("faults after which shipping does not go on by itself", self.stuck),
             ("statuses above what the restore reached", self.above),
             ("rows of an abandoned life in a restored server", self.mixed),
+            ("productions fenced by a clone", self.fenced),
             ("remotes that differ from their repository", self.different),
             ("worlds that could not be played to their end", self.unplayed),
         ]
@@ -62,6 +65,7 @@ impl Tally {
         self.stuck += other.stuck;
         self.above += other.above;
         self.mixed += other.mixed;
+        self.fenced += other.fenced;
         self.different += other.different;
         self.unplayed += other.unplayed;
         self.words.extend(other.words);

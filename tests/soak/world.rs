@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
+use nrt_core::layout;
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::Status;
 use nrt_core::offsite::owner::{self, Owner};
@@ -30,6 +31,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 const SEARCH: Duration = Duration::from_secs(3);
 /// How often something that is waited for is looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
+
+/// The first client of machines that are no production: no restored server may have rows of theirs.
+pub(crate) const STRANGERS: i32 = 100;
 
 /// Ends a world: what was found is in the tally.
 #[derive(Debug)]
@@ -77,14 +81,14 @@ enum Server {
     Frozen,
 }
 
-struct World {
+pub(crate) struct World {
     // Fields are dropped in this order: clients before the server, the server before its remote.
     writers: Option<Writers>,
     watcher: Watcher,
-    cluster: Cluster,
-    remote: Remote,
-    log: Log,
-    ledger: Ledger,
+    pub(crate) cluster: Cluster,
+    pub(crate) remote: Remote,
+    pub(crate) log: Log,
+    pub(crate) ledger: Ledger,
     server: Server,
     lasting: Vec<Lasting>,
     timeline: u32,
@@ -103,6 +107,11 @@ impl World {
             cluster = cluster.repository_on_tmpfs(DISK);
         }
         let cluster = configured(remote.configure(cluster), script.interval);
+        World::of(cluster, remote, log, script)
+    }
+
+    /// A world whose server has not been started yet.
+    pub(crate) fn of(cluster: Cluster, remote: Remote, log: Log, script: &Script) -> World {
         log.line(format_args!(
             "a cluster with WAL segments of {} MB and a ship_interval of {} ms, and a remote of the \
              kind {}",
@@ -126,11 +135,7 @@ impl World {
     }
 
     fn play(&mut self, script: &mut Script, faults: usize, tally: &mut Tally) -> Result<(), Over> {
-        self.cluster.start();
-        begin(&self.cluster);
-        self.writers = Some(self.ledger.write(self.cluster.socket()));
-        self.open();
-        self.ships(tally, "the first start")?;
+        self.begin(tally)?;
         let mut left = faults;
         let mut has_vanished = false;
         while left > 0 {
@@ -143,9 +148,26 @@ impl World {
         if !has_vanished {
             self.vanish(Vanish { at: 0, takeover: true }, tally)?;
         }
-        self.ledger.close();
-        self.watcher.close();
+        self.close();
         Ok(())
+    }
+
+    /// Starts the server and its clients, and waits until it ships.
+    pub(crate) fn begin(&mut self, tally: &mut Tally) -> Result<(), Over> {
+        self.cluster.start();
+        begin(&self.cluster);
+        self.writers = Some(self.ledger.write(self.cluster.socket()));
+        self.open();
+        self.ships(tally, "the first start")
+    }
+
+    /// Another server is the production from now on; the one that was comes back. Clients wait until
+    /// it is [opened](World::open).
+    pub(crate) fn move_to(&mut self, cluster: Cluster) -> Cluster {
+        self.close();
+        self.writers = Some(self.ledger.write(cluster.socket()));
+        self.watcher = Watcher::new(cluster.socket());
+        std::mem::replace(&mut self.cluster, cluster)
     }
 
     fn round(&mut self, round: &Round, tally: &mut Tally) -> Result<(), Over> {
@@ -382,13 +404,21 @@ impl World {
 
     // -------------------------------------------------------------------------- judging
 
-    fn open(&self) {
+    /// Lets clients write to the server, which may be another one than before.
+    pub(crate) fn open(&mut self) {
+        self.timeline = timeline(&self.cluster);
         self.ledger.open(self.timeline);
         self.watcher.open();
     }
 
+    /// Lets clients wait.
+    pub(crate) fn close(&self) {
+        self.ledger.close();
+        self.watcher.close();
+    }
+
     /// Waits until what is committed now is off-site.
-    fn ships(&self, tally: &mut Tally, after: &str) -> Result<(), Over> {
+    pub(crate) fn ships(&self, tally: &mut Tally, after: &str) -> Result<(), Over> {
         tally.above += self.watcher.findings(&self.log, &mut tally.words);
         let begin = Instant::now();
         match ships(&self.cluster, LIMIT) {
@@ -415,15 +445,14 @@ impl World {
         }
     }
 
-    fn found(&self, tally: &mut Tally, words: String) {
+    pub(crate) fn found(&self, tally: &mut Tally, words: String) {
         self.log.line(format_args!("FOUND {words}"));
         tally.words.push(words);
     }
 
     /// Kills everything at once, throws the machine's files away, and restores what is off-site.
-    fn vanish(&mut self, vanish: Vanish, tally: &mut Tally) -> Result<(), Over> {
-        self.ledger.close();
-        self.watcher.close();
+    pub(crate) fn vanish(&mut self, vanish: Vanish, tally: &mut Tally) -> Result<(), Over> {
+        self.close();
         self.cluster.freeze();
         let claims = self.claims();
         self.cluster.cut_power();
@@ -460,13 +489,23 @@ impl World {
         }
         let took = begin.elapsed().as_secs_f64();
         self.judge(&text, &gone, &claims, took, tally)?;
-        self.timeline = timeline(&self.cluster);
         self.open();
-        if vanish.takeover {
+        self.takes_the_remote(vanish.takeover, "a restore", tally)
+    }
+
+    /// Waits until a server ships to a remote that was another one's: by the operator's word, or
+    /// because that one has been silent for long enough.
+    pub(crate) fn takes_the_remote(
+        &self,
+        takeover: bool,
+        after: &str,
+        tally: &mut Tally,
+    ) -> Result<(), Over> {
+        if takeover {
             let (code, text) = nrt_backup(&self.cluster, "takeover", &[], "takeover");
             self.log.line(format_args!("takeover: {code:?}, {}", text.trim()));
         }
-        self.ships(tally, "a restore")
+        self.ships(tally, after)
     }
 
     /// All that is claimed at the moment, while everything stands still.
@@ -481,12 +520,15 @@ impl World {
             let (timeline, lsn) = (shipped.timeline, shipped.flushed);
             claims.positions.push(Claim { by: "ship.json", timeline, lsn });
         }
-        // Half written files promise nothing.
+        // Half written files promise nothing, and others than this server promise for themselves.
         let files = self.remote.files(NAME);
+        let instance = instance(&self.cluster);
         for by in [owner::FILE, "owner.json.copy"] {
             let text = fs::read(files.join(by)).ok();
             let owner: Option<Owner> = text.and_then(|text| serde_json::from_slice(&text).ok());
-            let Some(owner) = owner else { continue };
+            let Some(owner) = owner.filter(|it| Some(&it.instance) == instance.as_ref()) else {
+                continue;
+            };
             if let Some(shipped) = owner.shipped {
                 let (timeline, lsn) = (shipped.timeline, shipped.flushed);
                 claims.positions.push(Claim { by: "owner.json", timeline, lsn });
@@ -509,7 +551,10 @@ impl World {
         let before = (tally.lost, tally.mixed, tally.above, tally.not_back);
         let held = held(&self.cluster);
         let wrong = damage(&self.cluster);
-        let difference = self.ledger.compare(&held, claims);
+        let mut difference = self.ledger.compare(&held, claims);
+        let strangers = held.iter().filter(|(client, _)| *client >= STRANGERS);
+        let strangers = strangers.map(|(client, row)| format!("client {client} row {row}"));
+        difference.abandoned.extend(strangers);
         let reached = reached(restore);
         self.log.line(format_args!(
             "restored in {took:.1} s to {}: {} rows are there, {} were lost that nobody had claimed",
@@ -622,6 +667,13 @@ pub(crate) fn ships(cluster: &Cluster, limit: Duration) -> Result<Lsn, String> {
     Err(format!("{last}; {health:?}"))
 }
 
+/// The name of a server's instance, which it gives to the remote.
+fn instance(cluster: &Cluster) -> Option<String> {
+    let text = fs::read(cluster.state_directory().join(layout::INSTANCE)).ok()?;
+    let instance: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    Some(instance["id"].as_str()?.to_string())
+}
+
 /// The timeline that a server writes.
 pub(crate) fn timeline(cluster: &Cluster) -> u32 {
     let timeline = cluster.value("select timeline_id from pg_control_checkpoint()");
@@ -698,10 +750,9 @@ pub(crate) fn nrt_backup(
     arguments: &[&str],
     name: &str,
 ) -> (Option<i32>, String) {
-    let installation = cluster.installation();
     let file = cluster.directory().join(format!("{name}.log"));
     let out = File::create(&file).expect("the directory is ours");
-    let mut program = installation.command(installation.program("nrt-backup"));
+    let mut program = cluster.command("nrt-backup");
     program.arg(command).arg("-D").arg(cluster.data()).args(arguments).env("TZ", "UTC");
     program.stdin(Stdio::null()).stderr(out.try_clone().expect("a descriptor is to be had"));
     let mut child = program.stdout(out).spawn().expect("it is installed");
