@@ -420,3 +420,45 @@ fn an_owner_that_is_gone_is_replaced() {
     let restored = Restore::new("of-successor", &copy).run();
     assert_eq!(restored.value("select count(*) from t"), "1001");
 }
+
+// ------------------------------------------------------------------------------ who and where
+
+#[test]
+fn rclone_alone_has_a_cloud_identity_of_the_environment_and_one_disk_is_no_second_place() {
+    let remote = Remote::with_identity("identity");
+    let mut cluster = Cluster::with_identity("identity");
+    for (name, value) in remote.identity() {
+        cluster = cluster.environment(name, &value);
+    }
+    let cluster = shipping(cluster, &remote);
+    all_well(&cluster);
+    let mut shown = fs::read_to_string(cluster.log_file()).expect("it logs");
+    for (name, content) in contents(&cluster.state_directory()) {
+        shown.push_str(&name);
+        shown.push_str(&String::from_utf8_lossy(&content));
+    }
+    for process in cluster.processes() {
+        shown.push_str(&process.command);
+    }
+    for secret in remote.secrets() {
+        assert!(!shown.contains(&secret), "a secret is shown");
+    }
+
+    // A directory beside the repository, of a remote that knows absolute paths.
+    let config = cluster.directory().join("disk.conf");
+    fs::write(&config, "[disk]\ntype = local\n").expect("the directory is ours");
+    let beside = cluster.directory().join("beside");
+    cluster.allow("nrt_backup health: remote is critical: ");
+    cluster.set("nrt_backup.rclone_config", &config.display().to_string());
+    cluster.set("nrt_backup.remote_path", &beside.display().to_string());
+    cluster.reload();
+    let message = wait_for_health(&cluster, "remote", "critical");
+    assert!(message.contains("this is no second place"), "{message}");
+    // It is shipped there all the same, and not into a directory of ours.
+    wait_until("it is there", SOON, || beside.join(NAME).join("owner.json").exists());
+    let place = format!("disk:{}/{NAME}", beside.display());
+    cluster.wait_for("select remote from nrt.status", &place, SOON);
+    cluster.wait_for("select offsite_backups > 0 from nrt.status", "t", SOON);
+    let summary = cluster.value("select summary from nrt.status");
+    assert!(summary.contains("this is no second place"), "{summary}");
+}

@@ -15,7 +15,7 @@ use nrt_core::offsite;
 use nrt_core::pgbackrest::{command, label};
 use nrt_core::restore::drill::Order;
 use nrt_core::settings::Settings;
-use nrt_process::{Leashed, Spec, allowed, allowed_in_zone};
+use nrt_process::{Leashed, Spec, allowed, allowed_for_rclone, allowed_in_zone};
 
 use crate::postgres::{self, wal};
 use crate::state_directory;
@@ -76,7 +76,7 @@ pub(crate) fn ship(plan: &offsite::Plan) -> Result<Leashed, Failure> {
         message: format!("could not describe what to ship: {error}"),
         hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),
     })?;
-    start(nrt_backup(), vec!["ship".to_string(), plan], Some(layout::SHIP_LOG), None, true)
+    start_with_rclone(vec!["ship".to_string(), plan], Some(layout::SHIP_LOG), true)
 }
 
 /// Starts a drill, or the removal of what one has left behind.
@@ -93,7 +93,7 @@ pub(crate) fn drill(order: &Order, only_clean: bool) -> Result<Leashed, Failure>
     args.extend(only_clean.then(|| "--clean".to_string()));
     // What the drill said stays there while its leftovers are removed.
     let log = (!only_clean).then_some(layout::DRILL_LOG);
-    start(nrt_backup(), args, log, None, false)
+    start_with_rclone(args, log, false)
 }
 
 /// Starts the creation of the stanza.
@@ -136,7 +136,7 @@ fn tool() -> Result<Tool, Failure> {
 ///
 /// If no process can be started.
 pub(crate) fn plan(args: Vec<String>) -> Result<Leashed, Failure> {
-    run(&Spec { answer: true, ..spec(nrt_backup(), args) })
+    run(&Spec { answer: true, ..with_rclone(spec(nrt_backup(), args)) })
 }
 
 fn start(
@@ -155,6 +155,20 @@ fn new_log(name: &str) -> PathBuf {
     // If it stays, the new one is appended.
     let _ = fs::remove_file(&log);
     log
+}
+
+/// Starts a process of ours that runs rclone.
+fn start_with_rclone(
+    args: Vec<String>,
+    log: Option<&str>,
+    input: bool,
+) -> Result<Leashed, Failure> {
+    run(&Spec { log: log.map(new_log), input, ..with_rclone(spec(nrt_backup(), args)) })
+}
+
+/// The same with what rclone alone may see. Our process passes it on to no other.
+fn with_rclone(spec: Spec) -> Spec {
+    Spec { env: allowed_for_rclone(std::env::vars_os()), ..spec }
 }
 
 /// A program that is to run as all of the server's children do.

@@ -26,6 +26,8 @@ const REMOTE: &str = "offsite";
 const PATH: &str = "backups";
 /// The user on the remote.
 const USER: &str = "nrt";
+/// A file system that no cluster is on.
+const MEMORY: &str = "/dev/shm";
 
 /// How a remote is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +83,7 @@ pub struct Remote {
     port: u16,
     proxy: Option<Proxy>,
     mounted: bool,
+    env_auth: bool,
     state: Mutex<State>,
 }
 
@@ -133,11 +136,31 @@ impl Remote {
         remote
     }
 
+    /// A store of the S3 protocol whose rclone.conf has no key: the client's identity is in the
+    /// environment, see [`Remote::identity`].
+    pub fn with_identity(name: &str) -> Remote {
+        let mut remote = Remote::stopped(name, Kind::S3);
+        remote.env_auth = true;
+        remote.write_config();
+        remote.start();
+        remote
+    }
+
+    /// The variables of the environment by which a store of S3 knows its client.
+    pub fn identity(&self) -> [(&'static str, String); 2] {
+        [
+            ("AWS_ACCESS_KEY_ID", USER.to_string()),
+            ("AWS_SECRET_ACCESS_KEY", self.state().password.clone()),
+        ]
+    }
+
     fn stopped(name: &str, kind: Kind) -> Remote {
         let installation = Installation::get();
+        // A directory on the disk of the cluster is no second place.
+        let place = if kind.has_server() { installation.scratch() } else { Path::new(MEMORY) };
         let directory = tempfile::Builder::new()
             .prefix(&format!("nrt-remote-{name}-"))
-            .tempdir_in(installation.scratch())
+            .tempdir_in(place)
             .expect("the scratch directory can be written to");
         installation.hand_over(directory.path()).expect("the directory was just made");
         let remote = Remote {
@@ -148,6 +171,7 @@ impl Remote {
             port: free_port(),
             proxy: None,
             mounted: false,
+            env_auth: false,
             state: Mutex::new(State { server: None, password: random_word() }),
         };
         installation.private_directory(&remote.root()).expect("the directory was just made");
@@ -498,6 +522,10 @@ impl Remote {
             Kind::Sftp => format!(
                 "type = sftp\nhost = 127.0.0.1\nport = {port}\nuser = {USER}\npass = {}",
                 self.obscured(&password)
+            ),
+            Kind::S3 if self.env_auth => format!(
+                "type = s3\nprovider = Other\nendpoint = http://127.0.0.1:{port}\n\
+                 region = us-east-1\nforce_path_style = true\nenv_auth = true"
             ),
             Kind::S3 => format!(
                 "type = s3\nprovider = Other\nendpoint = http://127.0.0.1:{port}\n\

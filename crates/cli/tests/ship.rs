@@ -138,9 +138,15 @@ impl World {
     }
 
     fn ship_by(plan: &Plan) -> Ship {
+        World::ship_in(plan, &[])
+    }
+
+    /// Ships with variables in the environment.
+    fn ship_in(plan: &Plan, environment: &[(&str, &str)]) -> Ship {
         let plan = serde_json::to_string(plan).expect("a plan is JSON");
         let mut child = Command::new(NRT_BACKUP)
             .args(["ship", &plan])
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -1013,4 +1019,104 @@ fn a_sign_of_life_that_vanishes_moves_nothing_of_its_own() {
     ship.tell(at(2000));
     world.wait_for(at(2000));
     assert_eq!(files(&world.there().join("set-aside")).len(), 0, "its own tail was moved");
+}
+
+#[test]
+fn a_byte_order_mark_sends_nothing_in_plain_text() {
+    let world = World::new();
+    world.write(
+        "rclone.conf",
+        format!(
+            "\u{feff}[secret]\ntype = crypt\nremote = plain:c\n\
+             password = {}\n\n[plain]\ntype = alias\nremote = {}\n",
+            obscured("a"),
+            world.text("remote")
+        )
+        .as_bytes(),
+    );
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    until("it ships", || !world.status().backups.is_empty());
+    assert_eq!(world.status().remote, "secret:backups/main");
+    let there = files(&world.path("remote"));
+    assert!(there.keys().all(|path| path.starts_with("c/")), "{:?}", there.keys());
+    assert!(there.values().all(|content| content.starts_with(b"RCLONE\0\0")), "in plain text");
+    assert!(there.len() > 3);
+}
+
+#[test]
+fn an_encrypted_configuration_is_opened_by_what_the_operator_gives() {
+    let world = World::new();
+    // A remote of the type local. Its password is "sesame".
+    world.write(
+        "rclone.conf",
+        b"# Encrypted rclone configuration File\n\nRCLONE_ENCRYPT_V0:\n\
+          zC3t5a8iRlqtiofbBZlYQ8W36zfvDwn2QLd2oDG3pmmH+3cVKipBl3Icvlun5diUuHUGSDbAbONwftbmrRMb\n",
+    );
+    let plan = Plan { remote_path: world.text("remote/backups"), ..world.plan() };
+    let failing = |environment: &[(&str, &str)], words: &str| {
+        let _ship = World::ship_in(&plan, environment);
+        until(words, || {
+            world.status().failure.is_some_and(|failure| failure.message.ends_with(words))
+        });
+    };
+    failing(&[], "is encrypted with a password");
+    failing(
+        &[("RCLONE_CONFIG_PASS", "mellon")],
+        "is encrypted, and the password that is given does not fit",
+    );
+    for given in [("RCLONE_CONFIG_PASS", "sesame"), ("RCLONE_PASSWORD_COMMAND", "echo sesame")] {
+        fs::remove_file(world.path("state/ship.json")).expect("it was there");
+        let mut ship = World::ship_in(&plan, &[given]);
+        ship.tell(at(1));
+        until("it ships", || world.status().phase == Phase::Shipping);
+        // The words of the session before stay in no file.
+        let shown = fs::read_to_string(world.path("state/ship.json")).expect("it is there");
+        assert!(!shown.contains("sesame"), "{shown}");
+    }
+}
+
+#[test]
+fn a_path_means_what_it_means_to_the_remote() {
+    let world = World::new();
+    world.write("rclone.conf", b"[disk]\ntype = local\n");
+    let plan = |path: &str| Plan { remote_path: path.to_string(), ..world.plan() };
+    let fails = |path: &str, words: &str| {
+        let _ship = World::ship_by(&plan(path));
+        until(words, || {
+            world.status().failure.is_some_and(|failure| failure.message.contains(words))
+        });
+        assert_eq!(world.status().phase, Phase::Failing);
+    };
+    // Neither is below the working directory of a process of ours.
+    fails("backups", "is relative");
+    fails(&world.text("data/backups"), "inside the data directory");
+    fails(&world.text("repository/backups"), "inside the repository");
+
+    // An earlier version has dropped the slash, and shipped to a place in the state directory.
+    let path = world.text("remote/backups");
+    let earlier = path.trim_start_matches('/');
+    world.write(&format!("state/{earlier}/main/{}", owner::FILE), b"{}");
+    let mut ship = World::ship_by(&plan(&path));
+    ship.tell(at(1));
+    until("it ships", || !world.status().backups.is_empty());
+    let status = world.status();
+    assert_eq!(status.remote, format!("disk:{path}/main"));
+    assert!(world.there().join(owner::FILE).exists());
+    assert_eq!(status.left_behind, Some(format!("disk:{earlier}/main")));
+    // It ships, and says that this protects from little.
+    assert!(status.same_disk.is_some_and(|it| it.message.contains("this is no second place")));
+    ship.end();
+    fs::remove_dir_all(world.path("state").join(earlier)).expect("it was there");
+    fs::remove_file(world.path("state/ship.json")).expect("it was there");
+    let _ship = World::ship_by(&plan(&path));
+    until("it ships", || world.status().phase == Phase::Shipping);
+    assert_eq!(world.status().left_behind, None);
+}
+
+/// A password as rclone's configuration has it.
+fn obscured(password: &str) -> String {
+    let output = Command::new("rclone").args(["obscure", password]).output();
+    let output = output.expect("rclone is installed");
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
 }

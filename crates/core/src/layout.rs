@@ -65,6 +65,11 @@ pub const INSTANCE: &str = "instance.json";
 pub const RCLONE_CONFIG: &str = "pgsql_tmp_rclone.conf";
 /// The same as it was given: rclone changes its file, where a token is renewed.
 pub const RCLONE_GIVEN: &str = "pgsql_tmp_rclone.conf.given";
+/// A copy of rclone's configuration with the tokens that rclone has renewed, where the given file may
+/// not be replaced.
+pub const RCLONE_RENEWED: &str = "pgsql_tmp_rclone.renewed.conf";
+/// The given file as it was when that copy was made.
+pub const RCLONE_RENEWED_FROM: &str = "pgsql_tmp_rclone.renewed.conf.given";
 /// Put there to have the remote compared with the repository; gone when it is done.
 pub const COMPARE: &str = "compare";
 /// Put there to make this instance the remote's owner; gone when it is done.

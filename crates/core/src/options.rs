@@ -629,6 +629,15 @@ fn remote_path(path: &str) -> Result<(), String> {
     one_line(path)
 }
 
+/// A path on a remote without slashes at its end. One at the beginning says something to remotes
+/// that know relative paths.
+pub fn without_end(path: &str) -> &str {
+    match path.trim_end_matches('/') {
+        "" if path.starts_with('/') => "/",
+        path => path,
+    }
+}
+
 fn cluster_name(name: &str) -> Result<(), String> {
     if name.contains(['/', '\\', ':']) || name.starts_with(['.', '-']) || name.len() > 128 {
         return Err(

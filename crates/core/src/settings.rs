@@ -128,7 +128,7 @@ impl Settings {
             min_disk_free: u32::try_from(number(&options::MIN_DISK_FREE)).unwrap_or(0),
             rclone_config: some(checked(&options::RCLONE_CONFIG)),
             remote_name: some(checked(&options::REMOTE_NAME)),
-            remote_path: checked(&options::REMOTE_PATH).trim_matches('/').to_string(),
+            remote_path: options::without_end(&checked(&options::REMOTE_PATH)).to_string(),
             name: some(checked(&options::NAME)).unwrap_or_else(|| checked(&options::STANZA)),
             ship_interval: u32::try_from(number(&options::SHIP_INTERVAL)).unwrap_or(1000),
             bandwidth_limit: some(checked(&options::BANDWIDTH_LIMIT)),

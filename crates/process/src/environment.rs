@@ -22,6 +22,33 @@ const PASSED: &[&str] = &[
     "NO_PROXY",
 ];
 
+/// Passed on to rclone alone, by the beginnings of their names: what says who a machine is in a
+/// cloud, for remotes with `env_auth = true`.
+const CLOUDS: &[&str] = &[
+    // Keys, profiles, web identity and containers of Amazon, and of others with its protocol.
+    "AWS_",
+    "ECS_CONTAINER_METADATA_",
+    "GOOGLE_",
+    "CLOUDSDK_",
+    "GCE_METADATA_",
+    "AZURE_",
+    // Managed identities of Azure.
+    "IDENTITY_",
+    "MSI_",
+    // OpenStack.
+    "OS_",
+    "OCI_",
+];
+
+/// Passed on to rclone alone: what opens its configuration, an agent's socket, tickets.
+const FOR_RCLONE: &[&str] = &[
+    "RCLONE_CONFIG_PASS",
+    "RCLONE_PASSWORD_COMMAND",
+    "SSH_AUTH_SOCK",
+    "KRB5CCNAME",
+    "KRB5_CONFIG",
+];
+
 /// Where programs are looked for when the parent has no PATH of its own.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
@@ -29,7 +56,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 ///
 /// It is a list of what may pass, not of what may not: `PGBACKREST_*` would override the
 /// configuration that we wrote, `PG*` would connect elsewhere, and `AWS_*`, `RCLONE_*` and the
-/// operator's own variables may be secrets. Messages are always in English and UTF-8, because
+/// operator's own variables may be secrets: see [`allowed_for_rclone`]. Messages are always in English and UTF-8, because
 /// programs read them.
 pub fn allowed(vars: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
     let mut path = OsString::from(DEFAULT_PATH);
@@ -62,9 +89,67 @@ pub fn allowed_in_zone(
     environment
 }
 
+/// Returns the environment of rclone, and of a process of ours that runs rclone: what [`allowed`]
+/// returns, and the identities and passwords that are rclone's alone.
+///
+/// `RCLONE_*` options stay out: `RCLONE_DRY_RUN`, say, would have nothing sent.
+pub fn allowed_for_rclone(
+    vars: impl Iterator<Item = (OsString, OsString)>,
+) -> Vec<(OsString, OsString)> {
+    let vars: Vec<_> = vars.collect();
+    let mut environment = allowed(vars.iter().cloned());
+    environment.extend(only_for_rclone(vars.into_iter()));
+    environment
+}
+
+/// Returns the variables that rclone alone may see. Their values may be secrets.
+pub fn only_for_rclone(
+    vars: impl Iterator<Item = (OsString, OsString)>,
+) -> impl Iterator<Item = (OsString, OsString)> {
+    vars.filter(|(name, _)| {
+        let name = name.to_string_lossy();
+        FOR_RCLONE.iter().any(|it| *it == name) || CLOUDS.iter().any(|it| name.starts_with(it))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn identities_pass_to_rclone_alone() {
+        let given = [
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"),
+            ("AZURE_CLIENT_ID", "a"),
+            ("GOOGLE_APPLICATION_CREDENTIALS", "/g"),
+            ("RCLONE_CONFIG_PASS", "p"),
+            ("RCLONE_DRY_RUN", "true"),
+            ("RCLONE_CONF_BASE64", "secret"),
+            ("RCLONE_CONFIG", "/secret"),
+            ("PGPASSWORD", "secret"),
+            ("PATH", "/bin"),
+        ];
+        let vars = || given.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let names = |vars: Vec<(OsString, OsString)>| {
+            let mut names: Vec<_> = vars.into_iter().map(|(name, _)| name).collect();
+            names.sort();
+            names
+        };
+        let everybody = ["LANG", "LC_ALL", "PATH"];
+        assert_eq!(names(allowed(vars())), everybody);
+        let rclone = [
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AZURE_CLIENT_ID",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "LANG",
+            "LC_ALL",
+            "PATH",
+            "RCLONE_CONFIG_PASS",
+        ];
+        assert_eq!(names(allowed_for_rclone(vars())), rclone);
+    }
 
     /// The environment as `NAME=value` lines, sorted.
     fn lines(vars: &[(&str, &str)]) -> Vec<String> {

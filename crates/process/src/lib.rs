@@ -34,5 +34,5 @@ mod tree;
 
 pub use capture::{Captured, capture};
 pub use child::{Leashed, Report, Spec};
-pub use environment::{allowed, allowed_in_zone};
+pub use environment::{allowed, allowed_for_rclone, allowed_in_zone, only_for_rclone};
 pub use sealed::{seal, tether};

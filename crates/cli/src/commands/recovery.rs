@@ -130,8 +130,8 @@ fn show_config(asked: &Asked, directory: &Path) -> Answer {
     let place = asked.place(&work)?;
     let mut rows: Vec<(&str, Value)> = Vec::new();
     match &place.kind {
-        Kind::Remote { config, name, path, cluster, .. } => {
-            let address = Address::find(config, name.as_deref(), path, cluster)?;
+        Kind::Remote { rclone, config, name, path, cluster, .. } => {
+            let address = Address::find(rclone, config, name.as_deref(), path, cluster)?;
             // What was decoded is gone when this ends.
             let given = if config.starts_with(&*work.path().to_string_lossy()) {
                 "RCLONE_CONF_BASE64"

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use nrt_core::encoded;
 use nrt_core::layout;
 use nrt_core::offsite;
-use nrt_core::options::truth;
+use nrt_core::options::{truth, without_end};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::drill::{Phases, journal};
 use nrt_core::restore::target::{Asked, Target};
@@ -20,6 +20,7 @@ use super::server;
 use super::zone;
 use crate::container;
 use crate::restore::{Kind, Place, Work, unusable, whole};
+use crate::ship::config_in_use;
 
 /// The path on a remote below which clusters are kept, unless another one is named.
 const REMOTE_PATH: &str = "postgres-backups";
@@ -161,14 +162,18 @@ impl From {
                         "Write it as remote:path/cluster, with a remote of rclone's configuration.",
                     )
                 })?;
-                let below = below.trim_matches('/');
-                let (path, cluster) = below.rsplit_once('/').unwrap_or(("", below));
+                let below = without_end(below);
+                let (path, cluster) = match below.rsplit_once('/') {
+                    Some(("", cluster)) => ("/", cluster),
+                    Some(parts) => parts,
+                    None => ("", below),
+                };
                 (Some(name.to_string()), path.to_string(), cluster.to_string())
             }
             None => {
                 let path = match env::var("RCLONE_REMOTE_PATH") {
                     Ok(empty) if empty.is_empty() && self.remote_path.is_empty() => REMOTE_PATH,
-                    _ => self.remote_path.trim_matches('/'),
+                    _ => without_end(&self.remote_path),
                 };
                 (given(&self.remote_name), path.to_string(), cluster)
             }
@@ -208,7 +213,7 @@ pub(crate) fn of_plan(plan: &offsite::Plan, pgbackrest: &Path) -> Place {
     Place {
         kind: Kind::Remote {
             rclone: plan.rclone.clone(),
-            config: plan.rclone_config.clone(),
+            config: config_in_use(Path::new(&plan.state), &plan.rclone_config),
             name: plan.remote_name.clone(),
             path: plan.remote_path.clone(),
             cluster: plan.name.clone(),

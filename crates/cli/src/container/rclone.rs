@@ -1,7 +1,7 @@
 //! Takes rclone's configuration from where a container may be given it.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use nrt_core::encoded;
@@ -10,6 +10,7 @@ use nrt_core::restore::Refusal;
 
 use super::directories::User;
 use super::variables::{Variables, bad};
+use crate::ship::Remotes;
 
 /// The server's own directory, in the container and in no volume: what is given stays outside.
 pub(super) const HOME: &str = "/var/lib/nrt-backup";
@@ -66,25 +67,32 @@ fn mounted(paths: &[&str]) -> Result<Option<String>, Refusal> {
     Ok(None)
 }
 
-/// Looks whether the remote that is named is there.
+/// Looks whether the remote that is named is there. rclone itself is asked.
 fn check(text: &str, variable: &str, remote: Option<&str>) -> Result<(), Refusal> {
-    if text.contains("RCLONE_ENCRYPT_V0:") {
-        return Err(Refusal::new(
-            "rclone's configuration is encrypted with a password",
-            "Give it as \"rclone config show\" prints it; it is kept with mode 0600.",
-        ));
-    }
-    let section = |line: &str| Some(line.trim().strip_prefix('[')?.strip_suffix(']')?.to_string());
-    let names: Vec<String> = text.lines().filter_map(section).collect();
-    if names.is_empty() {
+    let file = tempfile::NamedTempFile::new().and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        Ok(file)
+    });
+    let file = file.map_err(|error| {
+        Refusal::new(
+            format!("rclone's configuration cannot be written for rclone to read: {error}"),
+            "Let the container write to its directory for temporary files (TMPDIR).",
+        )
+    })?;
+    let path = file.path().to_string_lossy().into_owned();
+    let remotes = Remotes::read("rclone", &path).map_err(|failure| {
+        let message = failure.message.replace(&format!("\"{path}\""), "rclone's configuration");
+        Refusal::new(message, failure.hint)
+    })?;
+    if remotes.first().is_none() {
         return Err(Refusal::new(
             "rclone's configuration names no remote",
             "It begins with a remote's name in brackets, like [s3]: see rclone config.",
         ));
     }
-    match remote.filter(|remote| !names.iter().any(|name| name == remote)) {
+    match remote.filter(|remote| !remotes.names().any(|name| name == *remote)) {
         Some(remote) => {
-            let there = names.join(", ");
+            let there = remotes.names().collect::<Vec<_>>().join(", ");
             Err(bad(variable, remote, &format!("rclone's configuration has: {there}.")))
         }
         None => Ok(()),
@@ -121,9 +129,12 @@ mod tests {
         assert_eq!(check(text, "R", Some("drive")), Ok(()));
         let refusal = check(text, "R", Some("azure")).expect_err("there is none");
         assert_eq!(refusal.message, "R is \"azure\"");
-        assert!(refusal.hint.contains("s3, drive"), "{refusal:?}");
-        assert!(check("type = s3\n", "R", None).is_err());
-        assert!(check("# Encrypted\nRCLONE_ENCRYPT_V0:\nabc\n", "R", None).is_err());
+        assert!(refusal.hint.contains("drive, s3"), "{refusal:?}");
+        assert_eq!(check("\u{feff}[s3]\r\ntype = s3\r\n", "R", Some("s3")), Ok(()));
+        assert!(check("\n", "R", None).is_err_and(|it| it.message.contains("names no remote")));
+        let refusal = check("# x\nRCLONE_ENCRYPT_V0:\nabc\n", "R", None).expect_err("encrypted");
+        assert_eq!(refusal.message, "rclone's configuration is encrypted with a password");
+        assert!(refusal.hint.contains("RCLONE_CONFIG_PASS"), "{refusal:?}");
     }
 
     #[test]

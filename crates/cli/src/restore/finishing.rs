@@ -13,7 +13,7 @@ use nrt_core::offsite::HEARTBEAT;
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::options::REPOSITORY;
 use nrt_core::restore::Refusal;
-use nrt_process::allowed;
+use nrt_process::allowed_for_rclone;
 use serde::{Deserialize, Serialize};
 
 use super::place::unusable;
@@ -281,7 +281,8 @@ impl Run<'_> {
             let path = path.to_string_lossy().replace('\'', "'\\''");
             command.arg("-o").arg(format!("-c 'config_file={path}'"));
         }
-        command.arg("start").env_clear().envs(allowed(std::env::vars_os()));
+        // The server hands on to rclone what rclone alone may see.
+        command.arg("start").env_clear().envs(allowed_for_rclone(std::env::vars_os()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let status = command.status();
         match status {

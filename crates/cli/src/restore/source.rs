@@ -81,6 +81,8 @@ pub(crate) struct Source {
     work: Work,
     /// The remote, where it is one.
     pub(crate) remote: Option<Remote>,
+    /// Where an earlier version may have shipped to, if the remote has nothing.
+    earlier: Option<String>,
     environment: Vec<(OsString, OsString)>,
     /// Which of pgBackRest's stanzas; known after [`Source::choose_stanza`].
     pub(crate) stanza: String,
@@ -93,10 +95,12 @@ pub(crate) struct Source {
 impl Source {
     /// Opens a place. The working directory is `work` from now on: rclone's socket is there.
     pub(crate) fn open(place: Place, work: &Work) -> Result<Source, Refusal> {
+        let mut earlier = None;
         let remote = match &place.kind {
             Kind::Remote { rclone, config, name, path, cluster, transfers, bandwidth_limit } => {
-                let Address { root, is_encrypted, secrets, .. } =
-                    Address::find(config, name.as_deref(), path, cluster)?;
+                let Address { root, ground, earlier: before, secrets } =
+                    Address::find(rclone, config, name.as_deref(), path, cluster)?;
+                earlier = before;
                 std::env::set_current_dir(work.path())
                     .map_err(|error| unusable(work.path(), &error))?;
                 let options = Options {
@@ -106,7 +110,7 @@ impl Source {
                     bandwidth_limit: bandwidth_limit.as_deref(),
                 };
                 let rclone = Rclone::start(options, secrets)?;
-                Some(Remote::new(rclone, root, is_encrypted, &work.outbox()))
+                Some(Remote::new(rclone, root, ground.is_encrypted, &work.outbox(), config))
             }
             Kind::Directory(_) | Kind::Own => None,
         };
@@ -116,6 +120,7 @@ impl Source {
             place,
             work,
             remote,
+            earlier,
             environment,
             stanza,
             is_encrypted: false,
@@ -223,6 +228,16 @@ impl Source {
         let names = || found.join(", ");
         let chosen = match (asked, found.as_slice()) {
             (_, []) => {
+                if let Some(earlier) = &self.earlier {
+                    return Err(Refusal::new(
+                        format!("there is no backup at {}", self.name()),
+                        format!(
+                            "Earlier versions dropped the slash at the beginning of the path: \
+                             try --remote={earlier}. Else see that the remote, its path and the \
+                             cluster's name are those that it was shipped to."
+                        ),
+                    ));
+                }
                 return Err(Refusal::new(
                     format!("there is no backup at {}", self.name()),
                     "See that the remote, its path and the cluster's name are those that it was \

@@ -7,7 +7,7 @@ use std::io;
 use std::process::{Command, Stdio};
 
 use nrt_core::inventory::Failure;
-use nrt_process::{allowed, tether};
+use nrt_process::{allowed_for_rclone, tether};
 
 use super::remote::Remote;
 use super::state::Shared;
@@ -38,7 +38,7 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, unfinished: &[String]) -> Fo
     {
         args.push(option.into());
     }
-    args.push((&plan.rclone_config).into());
+    args.push((&remote.config).into());
     // What is rewritten all the time and compared by itself, and what is not mirrored.
     for name in ["*.info", "*.info.copy", "*.pgbackrest.tmp", "backup.manifest.copy"] {
         args.push("--exclude".into());
@@ -80,7 +80,7 @@ fn check(
 ) -> io::Result<(bool, String, String)> {
     let files = [(); 2].map(|()| remote.outbox().join(remote.spool_name()));
     let mut command = Command::new(&shared.plan.rclone);
-    command.args(args).env_clear().envs(allowed(std::env::vars_os()));
+    command.args(args).env_clear().envs(allowed_for_rclone(std::env::vars_os()));
     command.stdin(Stdio::null());
     command.stdout(File::create(&files[0])?).stderr(File::create(&files[1])?);
     tether(&mut command);

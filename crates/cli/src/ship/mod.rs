@@ -21,8 +21,11 @@ mod mirror;
 mod owner;
 mod rclone;
 mod remote;
+mod remotes;
+mod renewed;
 mod repository;
 mod restore_points;
+mod second_place;
 mod state;
 mod tail;
 mod tarball;
@@ -50,6 +53,8 @@ pub(crate) use mirror::DESCRIPTIONS;
 pub(crate) use owner::{SET_ASIDE, place_of};
 pub(crate) use rclone::{Options, Rclone, random};
 pub(crate) use remote::{Address, Remote, failure};
+pub(crate) use remotes::Remotes;
+pub(crate) use renewed::in_use as config_in_use;
 
 use archive::Files;
 use mirror::There;
@@ -159,25 +164,40 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     fs::DirBuilder::new().mode(0o700).create(&outbox).map_err(problem)?;
     let me = owner::instance(state)?;
 
-    let Address { root, is_encrypted, secrets, configuration } = Address::find(
+    // Before rclone is asked: a change while it answers begins another session.
+    let configuration = fs::read(&plan.rclone_config).unwrap_or_default();
+    let given = Remotes::read(&plan.rclone, &plan.rclone_config)?;
+    let config = renewed::prepare(&plan.rclone, state, &plan.rclone_config, &given)?;
+    let remotes =
+        if config == plan.rclone_config { given } else { Remotes::read(&plan.rclone, &config)? };
+    let Address { root, ground, earlier, secrets } = Address::of(
+        &remotes,
         &plan.rclone_config,
         plan.remote_name.as_deref(),
         &plan.remote_path,
         &plan.name,
     )?;
-    shared.change(|state| state.status.remote.clone_from(&root));
+    let same_disk = second_place::judge(plan, &shared.repository, &ground, &root);
+    shared.change(|state| {
+        state.status.remote.clone_from(&root);
+        state.status.same_disk = same_disk.as_ref().ok().cloned().flatten();
+        state.status.left_behind = None;
+    });
+    same_disk?;
 
     let options = Options {
         program: &plan.rclone,
-        config: &plan.rclone_config,
+        config: &config,
         transfers: plan.transfers,
         bandwidth_limit: plan.bandwidth_limit.as_deref(),
     };
     let rclone = Rclone::start(options, secrets)?;
-    let remote = Arc::new(Remote::new(rclone, root, is_encrypted, &outbox));
+    let remote = Arc::new(Remote::new(rclone, root, ground.is_encrypted, &outbox, &config));
     shared.change(|state| state.status.rclone = Some(remote.version().to_string()));
     // Held until all that this session has begun is over.
     let Some(_hold) = owner::own(shared, &remote, &me)? else { return Ok(()) };
+    let left_behind = earlier.filter(|earlier| owner::is_left_behind(&remote, earlier));
+    shared.change(|state| state.status.left_behind = left_behind);
     let (there, files) = look(shared, &remote)?;
     // A machine that stood still in the middle of that has given no sign of life.
     owner::still_ours(shared, &remote)?;
@@ -210,7 +230,7 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
         // rclone goes on with the credentials that it began with, and what it keeps of a token
         // does not matter while all is well.
         let is_failing = !shared.lock().failures.is_empty();
-        let now = is_failing.then(|| fs::read_to_string(&plan.rclone_config));
+        let now = is_failing.then(|| fs::read(&plan.rclone_config));
         if now.is_some_and(|now| now.is_ok_and(|now| now != configuration)) {
             eprintln!("session: \"{}\" has changed", plan.rclone_config);
             shared.end_session();

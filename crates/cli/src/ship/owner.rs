@@ -474,6 +474,16 @@ impl Claim {
 /// How long a commit may take from its own time until the worker tells of it, beyond the interval.
 const UNTOLD: TimeDelta = TimeDelta::seconds(2);
 
+/// Whether `earlier`, another name of a place on the same remote, is another place, which holds a
+/// cluster. To be asked by the owner of the remote's own place.
+pub(crate) fn is_left_behind(remote: &Remote, earlier: &str) -> bool {
+    let get = |root: &str| remote.get_below(root, FILE).ok().flatten();
+    // The signs of life of this session are written meanwhile. An old one is of one place if it is
+    // that of the other before or after it was read.
+    let (before, there, after) = (get(&remote.root), get(earlier), get(&remote.root));
+    there.is_some() && there != before && there != after
+}
+
 /// Whether an operator has asked for a takeover: a session begins with it.
 pub(crate) fn is_asked(shared: &Shared) -> bool {
     Path::new(&shared.plan.state).join(layout::TAKEOVER).exists()

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
-use nrt_process::{allowed, capture, tether};
+use nrt_process::{allowed_for_rclone, capture, tether};
 use serde_json::{Value, json};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{
@@ -86,7 +86,7 @@ impl Rclone {
     ///
     /// What is missing or wrong, and what to do about it.
     pub(crate) fn start(options: Options<'_>, secrets: Secrets) -> Result<Rclone, Failure> {
-        let environment = allowed(std::env::vars_os());
+        let environment = allowed_for_rclone(std::env::vars_os());
         let version = version(options.program, &environment)?;
         let unix = numbers(&version).is_some_and(|numbers| numbers >= WITH_SOCKETS);
         let password = random().map_err(|error| Failure {
@@ -239,7 +239,7 @@ fn failure(message: String) -> Failure {
     }
 }
 
-fn missing(program: &str, error: &io::Error) -> Failure {
+pub(super) fn missing(program: &str, error: &io::Error) -> Failure {
     Failure {
         message: format!("rclone is missing: could not run \"{program}\": {error}"),
         hint: "Install rclone 1.60 or newer (apt install rclone), or set nrt_backup.rclone to its \
@@ -264,7 +264,7 @@ fn version(program: &str, environment: &[(OsString, OsString)]) -> Result<String
 }
 
 /// A program's path; the name itself where it is not found, so that the error says so.
-fn on_path(program: &str, environment: &[(OsString, OsString)]) -> PathBuf {
+pub(super) fn on_path(program: &str, environment: &[(OsString, OsString)]) -> PathBuf {
     let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value);
     let found = path.filter(|_| !program.contains('/')).and_then(|path| {
         std::env::split_paths(path).map(|it| it.join(program)).find(|it| it.is_file())

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::rclone::{Rclone, Refusal};
-use super::words::{self, Secrets};
+use super::remotes::{Ground, Remotes};
+use super::words::Secrets;
 
 /// How long a small object may take.
 const SMALL: Duration = Duration::from_secs(120);
@@ -50,37 +51,45 @@ pub(crate) enum Mode {
 /// Where on a remote a cluster is kept, as rclone's configuration and the settings tell.
 #[derive(Debug)]
 pub(crate) struct Address {
-    /// `name:path/cluster`.
+    /// `name:path/cluster`, in the remote's own grammar: a slash at the beginning stays.
     pub(crate) root: String,
-    /// Whether rclone encrypts what it writes there.
-    pub(crate) is_encrypted: bool,
+    /// What the place rests on.
+    pub(crate) ground: Ground,
+    /// Where earlier versions looked for it, if that may be another place: they dropped a slash
+    /// at the beginning of the path.
+    pub(crate) earlier: Option<String>,
     /// What nobody may read of the configuration.
     pub(crate) secrets: Secrets,
-    /// The configuration itself.
-    pub(crate) configuration: String,
 }
 
 impl Address {
-    /// Finds the remote `name`, or the first one, in a configuration file. `path` and `cluster`
-    /// are what lies below it; each may be empty.
+    /// Asks `rclone` for the remote `name`, or the first one, in a configuration file. `path` and
+    /// `cluster` are what lies below it; each may be empty.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or has no such remote.
+    /// The file cannot be read, or has no such remote, or the place would lie in our working
+    /// directory.
     pub(crate) fn find(
+        rclone: &str,
         config: &str,
         name: Option<&str>,
         path: &str,
         cluster: &str,
     ) -> Result<Address, Failure> {
-        let configuration = fs::read_to_string(config).map_err(|error| Failure {
-            message: format!("\"{config}\" cannot be read: {error}"),
-            hint: "See that the server's user may read rclone's configuration \
-                   (nrt_backup.rclone_config)."
-                .to_string(),
-        })?;
+        Address::of(&Remotes::read(rclone, config)?, config, name, path, cluster)
+    }
+
+    /// The same among remotes that are known. `config` is where an operator finds them.
+    pub(crate) fn of(
+        remotes: &Remotes,
+        config: &str,
+        name: Option<&str>,
+        path: &str,
+        cluster: &str,
+    ) -> Result<Address, Failure> {
         let name = match name {
-            Some(name) if words::sections(&configuration).any(|it| it == name) => name.to_string(),
+            Some(name) if remotes.names().any(|it| it == name) => name,
             Some(name) => {
                 return Err(Failure {
                     message: format!("\"{config}\" has no remote \"{name}\""),
@@ -89,19 +98,31 @@ impl Address {
                         .to_string(),
                 });
             }
-            None => words::first_remote(&configuration).ok_or_else(|| Failure {
+            None => remotes.first().ok_or_else(|| Failure {
                 message: format!("\"{config}\" has no remote"),
                 hint: "Make one with \"rclone config\".".to_string(),
             })?,
         };
-        let below: Vec<&str> = [path, cluster].into_iter().filter(|it| !it.is_empty()).collect();
-        let kind = words::option_of(&configuration, &name, "type");
+        let below = below(path, cluster);
+        let is_whole = below.starts_with('/');
+        let earlier = (is_whole && remotes.has_relative_paths(name))
+            .then(|| format!("{name}:{}", below.trim_start_matches('/')));
         Ok(Address {
-            root: format!("{name}:{}", below.join("/")),
-            is_encrypted: kind.is_some_and(|kind| kind == "crypt"),
-            secrets: Secrets::of(&configuration),
-            configuration,
+            root: format!("{name}:{below}"),
+            ground: remotes.ground(name, &below)?,
+            earlier,
+            secrets: remotes.secrets(),
         })
+    }
+}
+
+/// The path of a cluster below `path`. Each may be empty.
+fn below(path: &str, cluster: &str) -> String {
+    match (path.trim_end_matches('/'), cluster) {
+        ("", cluster) if path.starts_with('/') => format!("/{cluster}"),
+        ("", cluster) => cluster.to_string(),
+        (path, "") => path.to_string(),
+        (path, cluster) => format!("{path}/{cluster}"),
     }
 }
 
@@ -112,6 +133,8 @@ pub(crate) struct Remote {
     /// `name:path/cluster`.
     pub(crate) root: String,
     outbox: String,
+    /// The configuration file that rclone uses.
+    pub(crate) config: String,
     numbers: AtomicU64,
     /// Whether rclone encrypts what it writes there.
     pub(crate) is_encrypted: bool,
@@ -123,8 +146,15 @@ pub(crate) struct Remote {
 impl Remote {
     /// The directory `root` on a remote of this rclone. Small files are put into `outbox` on
     /// their way.
-    pub(crate) fn new(rclone: Rclone, root: String, is_encrypted: bool, outbox: &Path) -> Remote {
+    pub(crate) fn new(
+        rclone: Rclone,
+        root: String,
+        is_encrypted: bool,
+        outbox: &Path,
+        config: &str,
+    ) -> Remote {
         Remote {
+            config: config.to_string(),
             is_encrypted,
             rclone,
             root,
@@ -274,10 +304,15 @@ impl Remote {
     }
 
     fn try_to_get(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+        self.get_below(&self.root, path)
+    }
+
+    /// Reads a small file below another place; `None` if it is not there.
+    pub(crate) fn get_below(&self, root: &str, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
         let name = self.spool_name();
         let spooled = self.outbox().join(&name);
         let parameters = json!({
-            "srcFs": self.root, "srcRemote": path,
+            "srcFs": root, "srcRemote": path,
             "dstFs": self.outbox, "dstRemote": name,
             "_config": { "NoCheckDest": true },
         });

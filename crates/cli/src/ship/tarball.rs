@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use nrt_core::inventory::Failure;
 use nrt_core::lsn::Segment;
 use nrt_core::pgbackrest::info::Backup;
-use nrt_process::{allowed, tether};
+use nrt_process::{allowed, allowed_for_rclone, tether};
 
 use super::archive::{newest_id, segment_of};
 use super::remote::{Remote, failure};
@@ -78,20 +78,19 @@ fn members(shared: &Shared, backup: &Backup) -> io::Result<Vec<String>> {
 /// Runs `tar | rclone rcat`.
 fn stream(shared: &Shared, remote: &Remote, list: &Path, path: &str) -> io::Result<()> {
     let plan = &shared.plan;
-    let environment = allowed(std::env::vars_os());
     let (reader, writer) = io::pipe()?;
     let mut tar = Command::new("tar");
     tar.args(["--create", "--directory"]).arg(&shared.repository).arg("--files-from").arg(list);
-    tar.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
+    tar.env_clear().envs(allowed(std::env::vars_os()));
     tar.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
     tether(&mut tar);
     let mut rclone = Command::new(&plan.rclone);
-    rclone.arg("rcat").arg("--config").arg(&plan.rclone_config).arg("--ask-password=false");
+    rclone.arg("rcat").arg("--config").arg(&remote.config).arg("--ask-password=false");
     if let Some(limit) = &plan.bandwidth_limit {
         rclone.arg("--bwlimit").arg(limit);
     }
     rclone.arg(format!("{}/{path}", remote.root));
-    rclone.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
+    rclone.env_clear().envs(allowed_for_rclone(std::env::vars_os()));
     rclone.stdin(reader).stdout(Stdio::null()).stderr(Stdio::null());
     tether(&mut rclone);
     let mut packing = tar.spawn()?;

@@ -91,6 +91,18 @@ pub(super) fn remote(findings: &Findings<'_>) -> Check {
         None => ("no reason known".to_string(), String::new()),
     };
     match &shipping.status {
+        Some(Status { phase: Phase::Shipping, same_disk: Some(failure), .. }) => {
+            critical(name, &*failure.message, &failure.hint)
+        }
+        Some(Status { phase: Phase::Shipping, remote, left_behind: Some(earlier), .. }) => warning(
+            name,
+            format!(
+                "\"{remote}\" takes what is shipped, and \"{earlier}\" holds what an earlier \
+                 version has shipped, which dropped the slash at the beginning of the path"
+            ),
+            "Restore from the old place what is older than the new one reaches. Remove the old place \
+             when nobody needs it, or set nrt_backup.remote_path without the slash to go on there.",
+        ),
         Some(status) if status.phase == Phase::Shipping => {
             let rclone = status.rclone.as_deref().unwrap_or("unknown");
             ok(name, format!("\"{}\" takes what is shipped, by rclone {rclone}", status.remote))
@@ -358,6 +370,16 @@ mod tests {
             );
         }
         after(&w, |_, it| it.phase = Phase::Failing, &[("remote", Critical, "no reason known")]);
+        after(
+            &w,
+            |_, it| it.same_disk = Some(failure("no second place")),
+            &[("remote", Critical, "no second place")],
+        );
+        after(
+            &w,
+            |_, it| it.left_behind = Some("there:old/main".to_string()),
+            &[("remote", Warning, "and \"there:old/main\" holds what an earlier version")],
+        );
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Plan {
     pub rclone_config: String,
     /// The remote's name in rclone's configuration; the first one there if absent.
     pub remote_name: Option<String>,
-    /// The path on the remote, without slashes around it; may be empty.
+    /// The path on the remote, without slashes at its end; may be empty.
     pub remote_path: String,
     /// The cluster's own directory below the path.
     pub name: String,
@@ -168,6 +168,13 @@ pub struct Status {
     pub failure: Option<Failure>,
     /// Since when the phase is `Failing`.
     pub failing_since: Option<DateTime<Utc>>,
+    /// What is to be said of a remote on the same file system as the cluster and its repository.
+    #[serde(default)]
+    pub same_disk: Option<Failure>,
+    /// Where an earlier version has shipped to, which took the path otherwise, as long as something
+    /// is there.
+    #[serde(default)]
+    pub left_behind: Option<String>,
     /// Up to here, everything that is needed to restore is on the remote, confirmed. `None`
     /// until the first backup is there.
     pub shipped: Option<Position>,
