@@ -241,11 +241,32 @@ COMMENT ON FUNCTION nrt.schedule_rows() IS 'The rows of nrt.schedule.';
 COMMENT ON FUNCTION nrt.drill_rows() IS 'The rows below nrt.drills.';
 COMMENT ON FUNCTION nrt.option_rows() IS 'The options of nrt_backup and what they mean at the moment.';
 
--- The role outlives DROP EXTENSION, as roles belong to the cluster: it may be there already.
+-- The role outlives DROP EXTENSION, as roles belong to the cluster: it may be there already. Whoever
+-- may create roles may have made it, too.
 DO $$
+DECLARE
+    members text;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'nrt_backup_operator') THEN
         CREATE ROLE nrt_backup_operator NOLOGIN;
+    ELSIF EXISTS (
+        SELECT FROM pg_catalog.pg_roles
+         WHERE rolname = 'nrt_backup_operator'
+           AND (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)
+    ) THEN
+        RAISE EXCEPTION 'the role "nrt_backup_operator" exists, and may do more than nrt_backup lets it'
+              USING ERRCODE = 'duplicate_object',
+                    HINT = 'If it is nobody''s: ALTER ROLE nrt_backup_operator NOLOGIN NOSUPERUSER '
+                           'NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS. Or drop it.';
+    ELSE
+        SELECT pg_catalog.string_agg(m.member::pg_catalog.regrole::pg_catalog.text, ', ')
+          INTO members
+          FROM pg_catalog.pg_auth_members m
+         WHERE m.roleid = 'nrt_backup_operator'::pg_catalog.regrole;
+        IF members IS NOT NULL THEN
+            RAISE WARNING 'the role "nrt_backup_operator" has members already, who may take backups now: %', members
+                  USING HINT = 'REVOKE nrt_backup_operator FROM those who must not.';
+        END IF;
     END IF;
 END
 $$;

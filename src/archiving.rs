@@ -6,13 +6,18 @@ use std::path::Path;
 use nrt_core::archiving::{Archiver, needs_defaults};
 use nrt_core::health::{Archiving, FailedPush};
 
-use crate::{postgres, state_directory};
+use crate::{postgres, state_directory, worker};
 
 /// Gives `archive_mode` and `archive_command` defaults under which finished segments go to
 /// pgBackRest, unless the configuration speaks against it. Called while the library is preloaded,
 /// when PostgreSQL has read its configuration.
 pub(crate) fn set_defaults() {
     let option = |name| postgres::config_option(name).unwrap_or_default();
+    // Without a worker nobody creates a stanza: WAL would only fill the disk. Where the worker has
+    // found pgBackRest before, there may be backups, and archiving goes on without it.
+    if !worker::has_place() && state_directory::tool().is_none() {
+        return;
+    }
     if !needs_defaults(&option(c"wal_level"), &option(c"archive_library")) {
         return;
     }
@@ -54,6 +59,9 @@ pub(crate) fn now() -> Archiving {
     Archiving {
         level_minimal: level_is_minimal(),
         mode_on,
+        // The worker knows it, where it matters.
+        wal_rate: None,
+        let_go: state_directory::let_go(),
         copy: restored.filter(|restored| restored.is_copy),
         by: Archiver::of(
             &option(c"archive_library"),

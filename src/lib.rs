@@ -32,10 +32,10 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     settings::register();
-    archiving::set_defaults();
     shared::init();
     postgres::hint::install();
     worker::register();
+    archiving::set_defaults();
 }
 
 /// What `cargo pgrx test` asks of the crate.

@@ -38,7 +38,7 @@ macro_rules! storages {
         static STORAGES: [Storage; options::ALL.len()] = [$(storage::<$index>()),*];
     };
 }
-storages!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33);
+storages!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37);
 
 const fn whole_number(text: &CStr) -> i32 {
     let digits = text.to_bytes();

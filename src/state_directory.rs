@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ use nrt_core::health::Check;
 use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::job::{self, Job};
 use nrt_core::kind::BackupType;
-use nrt_core::layout::{self, Kept, Present, PushFailure, Restored, Tool};
+use nrt_core::layout::{self, ArchiveLimits, Kept, LetGo, Present, PushFailure, Restored, Tool};
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite;
 use nrt_core::restore::catalog::RestorePoint;
@@ -26,9 +26,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::postgres;
-
-/// Jobs that the history keeps when it is rewritten. At one backup a minute that is a week.
-const HISTORY_KEPT: usize = 10_000;
 
 /// More than the name of any type of backup.
 const LONGEST_REQUEST: u64 = 64;
@@ -117,6 +114,23 @@ pub(crate) fn publish_health(checks: &[Check]) -> io::Result<()> {
 /// Why the last segment could not be archived, if it could not.
 pub(crate) fn failed_push() -> Option<PushFailure> {
     read(layout::PUSH_FAILURE)
+}
+
+/// The WAL that was let go last, if any ever was.
+pub(crate) fn let_go() -> Option<LetGo> {
+    read(layout::LET_GO)
+}
+
+/// Tells our `archive_command` what the settings say.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn limit_archiving(limits: ArchiveLimits) -> io::Result<()> {
+    if read::<ArchiveLimits>(layout::ARCHIVE_LIMITS) == Some(limits) {
+        return Ok(());
+    }
+    write(layout::ARCHIVE_LIMITS, &limits)
 }
 
 /// All drills, oldest first.
@@ -397,7 +411,9 @@ pub(crate) fn prune_restore_points(oldest: Lsn) -> io::Result<()> {
 
 /// The history: every job, the newest last.
 pub(crate) fn history() -> BTreeMap<u64, Job> {
-    job::read(&fs::read(file(layout::HISTORY)).unwrap_or_default())
+    // The worker shortens it: this is for one that it cannot rewrite. A line that is cut is left out.
+    let text = files::read_end(&file(layout::HISTORY), 2 * job::LONG_HISTORY);
+    job::read(&text.unwrap_or_default())
 }
 
 /// One job of the history.
@@ -419,21 +435,19 @@ impl Journal {
     /// What the file system says.
     pub(crate) fn open() -> io::Result<Journal> {
         let path = file(layout::HISTORY);
-        let lines = File::open(&path).map_or(0, |file| {
-            // A file that cannot be read gives errors without an end.
-            BufReader::new(file).split(b'\n').map_while(Result::ok).count()
-        });
-        if lines > 2 * HISTORY_KEPT {
-            let jobs = history();
-            let skipped = jobs.len().saturating_sub(HISTORY_KEPT);
-            let mut text = Vec::new();
-            for job in jobs.values().skip(skipped) {
-                line(&mut text, job)?;
-            }
-            write_atomically(&path, &text).map_err(|error| in_file(&path, &error))?;
-        }
-        let torn = fs::read(&path).is_ok_and(|text| text.last().is_some_and(|end| *end != b'\n'));
+        Journal::shorten(&path)?;
+        let torn =
+            files::read_end(&path, 1).is_ok_and(|end| end.last().is_some_and(|it| *it != b'\n'));
         Ok(Journal { unwritten: if torn { vec![b'\n'] } else { Vec::new() } })
+    }
+
+    /// Rewrites a history that has become long. Only the worker writes to it.
+    fn shorten(path: &Path) -> io::Result<()> {
+        if fs::metadata(path).is_ok_and(|it| it.len() > job::LONG_HISTORY) {
+            let text = job::shortened(&history())?;
+            write_atomically(path, &text).map_err(|error| in_file(path, &error))?;
+        }
+        Ok(())
     }
 
     /// Appends a row and waits until it is on disk.
@@ -470,7 +484,7 @@ impl Journal {
             return Err(in_file(&path, &error));
         }
         self.unwritten.clear();
-        Ok(())
+        Journal::shorten(&path)
     }
 }
 

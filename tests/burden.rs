@@ -120,3 +120,93 @@ fn an_archive_library_that_is_set_later_is_told_at_once() {
     let listed = cluster.pgbackrest(&["--stanza=main", "repo-ls", "--recurse", "archive/main"]);
     assert!(String::from_utf8_lossy(&listed.stdout).contains(&segment), "{listed:?}");
 }
+
+#[test]
+fn wal_that_cannot_be_archived_is_let_go_above_the_limit_and_said_so() {
+    let cluster = started(
+        quiet(Cluster::new("limit"))
+            .setting("nrt_backup.archive_queue_max", "48MB")
+            .setting("wal_keep_size", "0"),
+    );
+    for words in ["nrt_backup health: ", "nrt_backup job ", "archiving write-ahead log file"] {
+        cluster.allow(words);
+    }
+    let archive = cluster.repository().join("archive");
+    let set = |mode| {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        fs::set_permissions(&archive, permissions).expect("the directory is ours");
+    };
+    let waiting = "select count(*) from pg_ls_archive_statusdir() where name like '%.ready'";
+    let switch = "select pg_logical_emit_message(true, 'x', 'y'), pg_switch_wal()";
+    set(0o000);
+    for _ in 0..3 {
+        cluster.sql(switch);
+    }
+    let words = wait_for_health(&cluster, "archiving", "critical");
+    assert!(words.contains("could not be archived"), "three may wait: {words}");
+    assert_eq!(cluster.value(waiting), "3");
+    let first =
+        cluster.value("select min(name) from pg_ls_archive_statusdir() where name like '%.ready'");
+    let first = first.trim_end_matches(".ready");
+    for _ in 0..4 {
+        cluster.sql(switch);
+    }
+    cluster.wait_for(waiting, "3", 2 * SOON);
+    cluster.sql("select * from nrt_check()");
+    let words = wait_for_health(&cluster, "archiving", "critical");
+    assert!(words.contains(&format!("4 finished segments of WAL ({first} to ")), "{words}");
+    assert!(cluster.log().contains("is let go and NOT archived"));
+    // The archiver has succeeded, by its own account. Health is not fooled by that, nor by the
+    // segments that follow.
+    set(0o750);
+    cluster.wait_for(waiting, "0", 2 * SOON);
+    archive_segment(&cluster);
+    let words = wait_for_health(&cluster, "archiving", "critical");
+    assert!(words.contains("were let go and are in no archive"), "{words}");
+    cluster.sql("select * from nrt_check()");
+    wait_for_health(&cluster, "wal_gap", "critical");
+    cluster.sql("select nrt_backup_now('full')");
+    wait_for_health(&cluster, "archiving", "ok");
+    wait_for_health(&cluster, "wal_gap", "ok");
+}
+
+#[test]
+fn a_server_without_a_place_for_the_worker_says_so_and_archives_nothing() {
+    // The launcher of logical replication takes the only one.
+    let cluster = quiet(Cluster::new("crowded")).setting("max_worker_processes", "1").started();
+    cluster.allow("the nrt_backup worker could not be registered");
+    cluster.sql("create extension nrt_backup");
+    let health = cluster.sql("select severity, message, hint from nrt.health");
+    let [row] = &health[..] else { panic!("{health:?}") };
+    assert_eq!(row[0], "critical");
+    assert!(row[1].contains("all of max_worker_processes, 1"), "{row:?}");
+    assert!(row[2].starts_with("Raise max_worker_processes"), "{row:?}");
+    let refused = cluster.try_sql("select nrt_backup_now()").expect_err("there is no worker");
+    assert!(refused.hint.contains("max_worker_processes"), "{refused}");
+    // Nobody would make a stanza: WAL would fill the disk.
+    assert_eq!(cluster.value("show archive_mode"), "off");
+
+    cluster.unset("max_worker_processes");
+    cluster.restart();
+    protected::wait_for_backups(&cluster, 1);
+    // Now there are backups that need the WAL, and a stanza.
+    cluster.set("max_worker_processes", "1");
+    cluster.restart();
+    archive_segment(&cluster);
+}
+
+#[test]
+fn a_role_of_the_operators_name_that_somebody_made_is_not_trusted() {
+    let cluster = Cluster::new("impostor").setting("nrt_backup.pgbackrest", "no-such-program");
+    cluster.allow("nrt_backup health: ");
+    cluster.allow("has members already");
+    let cluster = cluster.started();
+    cluster.sql("create role nrt_backup_operator login createdb");
+    cluster.sql("create role mallory in role nrt_backup_operator");
+    let refused = cluster.try_sql("create extension nrt_backup").expect_err("it may log in");
+    assert!(refused.message.contains("exists, and may do more"), "{refused}");
+    let (_, rest) = refused.hint.split_once(": ").expect("what to do");
+    cluster.sql(rest.split_once('.').expect("a sentence").0);
+    cluster.sql("create extension nrt_backup");
+    assert!(cluster.log().contains("who may take backups now: mallory"));
+}

@@ -517,6 +517,7 @@ fn a_full_repository_fails_the_backup_and_room_mends_it() {
     let config = own_configuration(&cluster, &cluster.repository(), "archive-timeout=4");
     cluster.set("nrt_backup.wal_monitor_interval", "1");
     cluster.set("nrt_backup.wal_growth_threshold", "1MB");
+    cluster.set("checkpoint_completion_target", "0");
     let cluster = started(cluster);
     cluster.allow("nrt_backup job ");
     cluster.allow("nrt_backup health: ");

@@ -21,6 +21,10 @@ fn growing(name: &str) -> Cluster {
             .setting("nrt_backup.wal_monitor", "on")
             .setting("nrt_backup.wal_monitor_interval", "1s")
             .setting("nrt_backup.wal_growth_threshold", "1MB")
+            .setting("nrt_backup.min_growth_interval", "0")
+            .setting("nrt_backup.max_growth_share", "0")
+            // A backup by growth takes the checkpoint as it comes.
+            .setting("checkpoint_completion_target", "0")
             // So that what was written can still be counted at the end.
             .setting("wal_keep_size", "2GB"),
     )
@@ -171,6 +175,7 @@ fn growth_is_watched_only_where_it_is_wanted() {
 #[test]
 fn what_was_measured_survives_a_restart() {
     let cluster = protected("kept");
+    cluster.set("checkpoint_completion_target", "0");
     cluster.set("nrt_backup.wal_monitor", "on");
     cluster.set("nrt_backup.wal_monitor_interval", "1s");
     cluster.set("nrt_backup.wal_growth_threshold", "6MB");

@@ -87,7 +87,17 @@ const REFUSED: &[(&str, &[(&str, &str)])] = &[
             ("/a\nrepo2-path=/b", "control character"),
         ],
     ),
-    ("lock_path", &[("", "absolute"), ("tmp", "absolute")]),
+    (
+        "min_growth_interval",
+        &[("-1", "outside the valid range"), ("2d", "outside the valid range")],
+    ),
+    ("max_growth_share", &[("101", "outside the valid range"), ("half", "")]),
+    (
+        "max_incrementals",
+        &[("-1", "outside the valid range"), ("10001", "outside the valid range")],
+    ),
+    ("archive_queue_max", &[("-1", "is negative"), ("lots", "does not begin with a number")]),
+    ("lock_path", &[("tmp", "absolute"), ("/a\nb", "control character")]),
     (
         "pgbackrest",
         &[

@@ -4,6 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_guard;
 use pgrx::pg_sys;
@@ -23,6 +24,24 @@ const FUNCTIONS: [&str; 9] = [
     "nrt_drill_now",
 ];
 
+/// Whether the server had no place for the worker: PostgreSQL only logs that. Set in the postmaster
+/// while it loads the library, and inherited by every process.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+/// Whether a worker is being registered just now.
+static REGISTERING: AtomicBool = AtomicBool::new(false);
+
+/// Registers the worker, and remembers whether the server had a place for it.
+pub(crate) fn watch_registration(register: impl FnOnce()) {
+    REGISTERING.store(true, Ordering::Relaxed);
+    register();
+    REGISTERING.store(false, Ordering::Relaxed);
+}
+
+/// Whether the server had no place for the worker when it started.
+pub(crate) fn worker_was_refused() -> bool {
+    REFUSED.load(Ordering::Relaxed)
+}
+
 /// Who was asked before us, and is asked after us.
 static PREVIOUS: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
 
@@ -40,6 +59,13 @@ pub(crate) fn install() {
 /// to the log or the client.
 #[pg_guard]
 unsafe extern "C-unwind" fn add_hint(error: *mut pg_sys::ErrorData) {
+    let limit = pg_sys::errcodes::PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED as i32;
+    // SAFETY: PostgreSQL passes the message that it is about to send.
+    if unsafe { error.as_ref() }.is_some_and(|error| error.sqlerrcode == limit)
+        && REGISTERING.load(Ordering::Relaxed)
+    {
+        REFUSED.store(true, Ordering::Relaxed);
+    }
     // SAFETY: PostgreSQL passes the message that it is about to send.
     if let Some(error) = unsafe { error.as_mut() }
         && error.sqlerrcode

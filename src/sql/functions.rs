@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use nrt_core::health;
 use nrt_core::job::Status;
 use nrt_core::kind::BackupType;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -13,7 +14,7 @@ use crate::postgres::{self, wal};
 use crate::report::refuse;
 use crate::shared::{self, ask};
 use crate::sql::rows::check_rows;
-use crate::state_directory;
+use crate::{state_directory, worker};
 
 /// How often a waiting caller looks. Only callers wait this way, never the worker.
 pub(super) const POLL: Duration = Duration::from_millis(50);
@@ -270,9 +271,15 @@ pub(super) fn must_be_a_primary(what: &str) -> Result<(), ErrorReport> {
 }
 
 fn worker_is_gone() -> ErrorReport {
+    let hint = match worker::has_place() {
+        true => {
+            "Look for \"nrt_backup\" in the server's log; the worker is started again by itself."
+        }
+        false => health::NO_PLACE,
+    };
     refuse(
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
         "the nrt_backup worker is not running",
-        "Look for \"nrt_backup\" in the server's log; the worker is started again by itself.",
+        hint,
     )
 }

@@ -17,7 +17,7 @@ use pgrx::prelude::*;
 
 use crate::postgres::{self, wal};
 use crate::shared::Shipping;
-use crate::{settings, shared, state_directory};
+use crate::{settings, shared, state_directory, worker};
 
 /// How much of a job's log is read to tell how far it is, where pgBackRest does not say.
 const LOG_READ: u64 = 8 << 20;
@@ -32,6 +32,9 @@ pub(crate) fn check_rows() -> Vec<(String, String, String, Option<String>)> {
         let marker = state_directory::file(layout::RECOVERING);
         match state_directory::is_recovering() {
             true => vec![health::recovering(&marker.to_string_lossy())],
+            false if !worker::has_place() => {
+                vec![health::no_place_for_worker(&worker::max_worker_processes())]
+            }
             false => vec![health::worker_missing()],
         }
     } else {

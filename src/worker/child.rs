@@ -2,26 +2,32 @@
 //!
 //! Every child runs on a leash, with an environment of its own and none of the server's files.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, thread};
 
+use chrono::TimeDelta;
 use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::kind::{BackupType, Trigger};
 use nrt_core::layout::{self, Tool};
 use nrt_core::look::{Plan, Server};
 use nrt_core::machine::Exit;
 use nrt_core::offsite;
-use nrt_core::pgbackrest::{command, label};
+use nrt_core::pgbackrest::{command, label, progress};
 use nrt_core::restore::drill::Order;
 use nrt_core::settings::Settings;
-use nrt_process::{Leashed, Spec, allowed, allowed_for_rclone, allowed_in_zone};
+use nrt_process::{Leashed, Spec, allowed, allowed_for_rclone, allowed_in_zone, files};
 
 use crate::postgres::{self, wal};
 use crate::state_directory;
 
 /// Between SIGTERM and SIGKILL. pgBackRest ends within 20 ms when its whole group is told to.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// Up to this `checkpoint_timeout` a backup by growth waits for a checkpoint that takes its time.
+const LONGEST_CHECKPOINT: u32 = 20 * 60;
+/// More than pgBackRest prints before the first file.
+const LOG_BEGIN: u64 = 16 << 10;
 /// After this a look is given up: something hangs.
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
 
@@ -109,13 +115,35 @@ pub(crate) fn create_stanza() -> Result<Leashed, Failure> {
 
 /// Starts a backup, which pgBackRest names by the time in `zone`.
 ///
+/// One that growth starts does not force a checkpoint at once. pgBackRest gives up after half an
+/// hour without one: where a usual checkpoint may take longer, it is forced.
+///
 /// # Errors
 ///
 /// If no process can be started, or no look has found pgBackRest yet.
 pub(crate) fn backup(kind: BackupType, trigger: Trigger, zone: &str) -> Result<Leashed, Failure> {
     let tool = tool()?;
-    let args = command::backup(&tool.config, &tool.stanza, &tool.exclude, kind, trigger);
+    let gentle = trigger == Trigger::WalGrowth && checkpoint_timeout() <= LONGEST_CHECKPOINT;
+    let args = command::backup(&tool.config, &tool.stanza, &tool.exclude, kind, trigger, gentle);
     start_pgbackrest(tool, args, zone)
+}
+
+/// Seconds from one of the server's checkpoints to the next.
+fn checkpoint_timeout() -> u32 {
+    let text = postgres::config_option(c"checkpoint_timeout").unwrap_or_default();
+    text.parse().unwrap_or(u32::MAX)
+}
+
+/// How long the last backup waited for its checkpoint.
+pub(crate) fn checkpoint_wait() -> TimeDelta {
+    let log = state_directory::file(layout::LOG).join(layout::JOB_LOG);
+    let begin = files::open_plain(&log).and_then(|file| {
+        let mut text = Vec::new();
+        file.take(LOG_BEGIN).read_to_end(&mut text)?;
+        Ok(text)
+    });
+    let begin = begin.unwrap_or_default();
+    progress::checkpoint_wait(&String::from_utf8_lossy(&begin))
 }
 
 fn start_pgbackrest(tool: Tool, args: Vec<String>, zone: &str) -> Result<Leashed, Failure> {
@@ -207,8 +235,11 @@ pub(crate) fn ended(slot: &mut Option<Leashed>) -> Option<Exit> {
             } else {
                 report.output
             },
+            waited: TimeDelta::zero(),
         },
-        Err(error) => Exit { code: None, signal: None, output: error.to_string() },
+        Err(error) => {
+            Exit { code: None, signal: None, output: error.to_string(), ..Exit::default() }
+        }
     };
     *slot = None;
     Some(exit)

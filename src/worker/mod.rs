@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use nrt_core::growth::Meter;
+use nrt_core::health;
 use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::job::{Job, Status};
 use nrt_core::kind::BackupType;
-use nrt_core::layout::{self, Kept};
+use nrt_core::layout::{self, ArchiveLimits, Kept};
 use nrt_core::look::Server;
 use nrt_core::machine::{self, Action, Command, Event, Exit, Readiness, State};
 use nrt_core::offsite::Position;
@@ -52,14 +53,28 @@ const FAREWELL: Duration = Duration::from_secs(4);
 /// Has the postmaster start the worker when recovery is over. Called while the library is
 /// preloaded.
 pub(crate) fn register() {
-    BackgroundWorkerBuilder::new("nrt_backup worker")
+    let worker = BackgroundWorkerBuilder::new("nrt_backup worker")
         .set_type("nrt_backup worker")
         .set_library("nrt_backup")
         .set_function("nrt_backup_worker_main")
         // Also sets the start to the end of recovery: on a standby there is nothing to do.
         .enable_spi_access()
-        .set_restart_time(Some(RESTART))
-        .load();
+        .set_restart_time(Some(RESTART));
+    postgres::hint::watch_registration(|| worker.load());
+    if !has_place() {
+        let check = health::no_place_for_worker(&max_worker_processes());
+        warning!("nrt_backup: {}\nHINT: {}", check.message, check.hint);
+    }
+}
+
+/// Whether the server has taken the worker into its list.
+pub(crate) fn has_place() -> bool {
+    !postgres::hint::worker_was_refused()
+}
+
+/// How many background workers the server has room for.
+pub(crate) fn max_worker_processes() -> String {
+    postgres::config_option(c"max_worker_processes").unwrap_or_default()
 }
 
 /// The worker's main function.
@@ -177,6 +192,7 @@ impl Worker {
         };
         log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
         worker.ship.configure(&worker.server, &worker.settings);
+        worker.limit_archiving();
         let full_due_since = state_directory::restored().and_then(|it| it.full_due_since());
         worker.events.push_back(Event::Started { unfinished, labels, full_due_since });
         worker
@@ -224,6 +240,7 @@ impl Worker {
             self.settings = settings::current();
             self.reloaded = true;
             self.ship.configure(&self.server, &self.settings);
+            self.limit_archiving();
             self.events.push_back(Event::Reloaded);
         }
         let questions = serve::questions();
@@ -286,7 +303,8 @@ impl Worker {
         if let Some(exit) = child::ended(&mut self.job) {
             let job = self.state.as_ref().and_then(State::running).map(|job| job.id);
             self.next_xid = job.map(|job| (job, wal::next_transaction_id()));
-            self.events.push_back(Event::JobExited(exit));
+            let waited = child::checkpoint_wait();
+            self.events.push_back(Event::JobExited(Exit { waited, ..exit }));
         }
         if let Some(exit) = child::ended(&mut self.look) {
             let result = child::look_result(&exit);
@@ -400,10 +418,20 @@ impl Worker {
         match started {
             Ok(child) => self.job = Some(child),
             Err(failure) => {
-                let exit = Exit { code: Some(127), signal: None, output: failure.message };
+                let exit = Exit {
+                    code: Some(127),
+                    signal: None,
+                    output: failure.message,
+                    ..Exit::default()
+                };
                 self.events.push_back(Event::JobExited(exit));
             }
         }
+    }
+
+    fn limit_archiving(&mut self) {
+        let limits = ArchiveLimits { queue_max: self.settings.archive_queue_max };
+        self.watch.writing(layout::ARCHIVE_LIMITS, state_directory::limit_archiving(limits));
     }
 
     /// Reads the catalog again. Where that would have to wait, what was read last stays.
@@ -466,6 +494,9 @@ impl Worker {
     }
 
     fn evaluate(&mut self) {
+        if let Some((_, flushed)) = wal::flushed() {
+            self.watch.wal_rate.measure(Utc::now(), flushed);
+        }
         if let Some(state) = &self.state {
             self.watch.evaluate(
                 state,

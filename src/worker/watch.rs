@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use chrono::{DateTime, Utc};
-use nrt_core::health::{self, Check, Findings, Shipping};
+use nrt_core::growth::Rate;
+use nrt_core::health::{self, Archiving, Check, Findings, Shipping};
 use nrt_core::layout;
 use nrt_core::machine::State;
 use nrt_core::restore::drill::supervisor::Supervisor;
@@ -17,6 +18,8 @@ use crate::{archiving, report, state_directory};
 pub(crate) struct Watch {
     /// When the worker was found to have ended without a clean shutdown.
     pub(crate) unclean_end: Option<DateTime<Utc>>,
+    /// How quickly WAL takes room.
+    pub(crate) wal_rate: Rate,
     /// Why a file of the state directory cannot be written, by its name.
     unwritten: BTreeMap<&'static str, String>,
     shown: Vec<Check>,
@@ -58,7 +61,7 @@ impl Watch {
             settings,
             system_id,
             state,
-            archiving: archiving::now(),
+            archiving: Archiving { wal_rate: self.wal_rate.per_second(), ..archiving::now() },
             database_exists,
             unclean_end: self.unclean_end,
             shipping,

@@ -71,6 +71,8 @@ struct Effort {
     restores: u32,
     restore_scale: u32,
     restore_load: u32,
+    growth_run: u64,
+    growth_scale: u32,
 }
 
 const THOROUGH: Effort = Effort {
@@ -89,6 +91,9 @@ const THOROUGH: Effort = Effort {
     restores: 3,
     restore_scale: 140,
     restore_load: 20,
+    // Several backups by growth, and the rests between them.
+    growth_run: 900,
+    growth_scale: 40,
 };
 
 const QUICK: Effort = Effort {
@@ -106,14 +111,17 @@ const QUICK: Effort = Effort {
     restores: 1,
     restore_scale: 5,
     restore_load: 3,
+    growth_run: 20,
+    growth_scale: 5,
 };
 
 type Measure = fn(&Effort) -> Vec<Row>;
 
-const MEASUREMENTS: [(&str, &str, Measure); 11] = [
+const MEASUREMENTS: [(&str, &str, Measure); 12] = [
     ("pgbench", "the throughput of pgbench", throughput),
     ("idle", "an idle server", idle),
     ("growth", "growth crossing the threshold", growth),
+    ("growth-pgbench", "the throughput of pgbench with backups by growth", growth_throughput),
     ("shutdown", "shutdowns with a backup running", shutdowns),
     ("loss", "what is lost when the machine vanishes", offsite::loss),
     ("cut", "remotes that are cut off at any instant", offsite::cut),
@@ -269,6 +277,9 @@ fn growth(effort: &Effort) -> Vec<Row> {
     let cluster = Cluster::with_identity("bench-growth")
         .setting("nrt_backup.wal_growth_threshold", "1MB")
         .setting("nrt_backup.wal_monitor_interval", &interval.to_string())
+        .setting("nrt_backup.min_growth_interval", "0")
+        .setting("nrt_backup.max_growth_share", "0")
+        .setting("checkpoint_completion_target", "0")
         .setting("nrt_backup.full_schedule", "off")
         .setting("nrt_backup.incremental_schedule", "off")
         .setting("autovacuum", "off")
@@ -306,6 +317,46 @@ fn growth(effort: &Effort) -> Vec<Row> {
         },
         memory(&cluster, &format!("after {} backups", effort.triggers + 1)),
     ]
+}
+
+/// pgbench where growth starts backups by the defaults against where it starts none, one after the
+/// other: a backup of one would be the other's load.
+fn growth_throughput(effort: &Effort) -> Vec<Row> {
+    let measure = |name: &str, wal_monitor: &str| {
+        let cluster = Cluster::with_identity(name)
+            .setting("shared_buffers", "256MB")
+            .setting("fsync", "on")
+            .setting("nrt_backup.wal_monitor", wal_monitor)
+            .setting("nrt_backup.full_schedule", "off")
+            .setting("nrt_backup.incremental_schedule", "off")
+            .started();
+        cluster.pgbench(&["--initialize", "--quiet", &format!("--scale={}", effort.growth_scale)]);
+        backed_up(&cluster);
+        let position = "SELECT pg_current_wal_lsn() - '0/0'";
+        let wal = |cluster: &Cluster| cluster.value(position).parse().unwrap_or(0.0) / MEBIBYTE;
+        let before = wal(&cluster);
+        let run = run_pgbench(&cluster, effort.growth_run, 0);
+        let backups = cluster.value(
+            "SELECT count(*) FROM nrt.backup_history WHERE trigger = 'wal_growth' AND status <> 'waiting'",
+        );
+        (run.tps, wal(&cluster) - before, backups)
+    };
+    let (without, wal_without, none) = measure("bench-growth-off", "off");
+    assert_eq!(none, "0", "nobody has asked for a backup");
+    let (with, wal_with, backups) = measure("bench-growth-on", "on");
+    let how = format!(
+        "one run of {} s each, scale {}, 2 clients, all settings of growth at their defaults;\n    \
+         {with:.0} and {without:.0} transactions per second, {wal_with:.0} and {wal_without:.0} MB of \
+         WAL, {backups} backups by growth",
+        effort.growth_run, effort.growth_scale
+    );
+    vec![Row {
+        what: "pgbench with backups by growth / without",
+        measured: with / without,
+        unit: "",
+        budget: Budget::AtLeast(0.95),
+        how,
+    }]
 }
 
 /// How long a fast shutdown takes in the middle of a backup.

@@ -5,6 +5,9 @@
 //! idle server with a short `archive_timeout` would "grow" by gigabytes a day. So a finished
 //! segment counts only up to its last byte that is not zero.
 
+use std::collections::VecDeque;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::lsn::{Lsn, Segment};
@@ -103,9 +106,65 @@ fn content_length(segment: Segment, length: u64, pages: &mut impl Pages) -> Opti
     Some((last_used * PAGE + in_page as u64).min(length))
 }
 
+/// How quickly WAL takes room, over the last minutes. By position: a padded segment takes as much room
+/// as a full one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rate {
+    /// When the WAL was where, oldest first.
+    seen: VecDeque<(DateTime<Utc>, Lsn)>,
+}
+
+impl Rate {
+    /// Between two measurements.
+    const STEP: TimeDelta = TimeDelta::seconds(30);
+    /// How far back.
+    const SPAN: TimeDelta = TimeDelta::minutes(10);
+
+    /// Takes in how far the WAL is.
+    pub fn measure(&mut self, now: DateTime<Utc>, flushed: Lsn) {
+        // The clock was set back.
+        self.seen.retain(|(at, lsn)| *at <= now && *lsn <= flushed);
+        if self.seen.back().is_none_or(|(at, _)| now - *at >= Rate::STEP) {
+            self.seen.push_back((now, flushed));
+        }
+        while self.seen.front().is_some_and(|(at, _)| now - *at > Rate::SPAN) {
+            self.seen.pop_front();
+        }
+    }
+
+    /// Bytes a second, as soon as that can be told.
+    pub fn per_second(&self) -> Option<u64> {
+        let ((begin, from), (end, to)) = self.seen.front().zip(self.seen.back())?;
+        let seconds = u64::try_from((*end - *begin).num_seconds()).ok()?;
+        to.since(*from).checked_div(seconds)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_the_last_minutes() {
+        let mut rate = Rate::default();
+        let mut now = DateTime::UNIX_EPOCH;
+        let mut at = 0;
+        assert_eq!(rate.per_second(), None);
+        rate.measure(now, Lsn(at));
+        assert_eq!(rate.per_second(), None);
+        for (step, steps, expected) in [(1000, 60, 1000), (50, 3000, 50), (0, 3000, 0)] {
+            for _ in 0..steps {
+                now += TimeDelta::seconds(1);
+                at += step;
+                rate.measure(now, Lsn(at));
+            }
+            assert_eq!(rate.per_second(), Some(expected));
+            assert!(rate.seen.len() <= 22, "{}", rate.seen.len());
+        }
+        // A clock that is set back begins anew.
+        rate.measure(now - TimeDelta::days(1), Lsn(at));
+        assert_eq!(rate.per_second(), None);
+    }
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

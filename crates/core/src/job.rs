@@ -123,9 +123,56 @@ pub fn read(history: &[u8]) -> BTreeMap<u64, Job> {
     jobs.map(|job| (job.id, job)).collect()
 }
 
+/// How many bytes a history may have before it is rewritten, and how many are read of it at most.
+pub const LONG_HISTORY: u64 = 8 << 20;
+
+/// How many bytes a rewritten history has at most, beside jobs that have not ended.
+const KEPT_HISTORY: usize = 4 << 20;
+
+/// A history that holds the newest of these jobs, and all that have not ended.
+///
+/// # Errors
+///
+/// If a job cannot be written as JSON.
+pub fn shortened(jobs: &BTreeMap<u64, Job>) -> serde_json::Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    let mut length = 0;
+    for job in jobs.values().rev() {
+        let mut line = serde_json::to_vec(job)?;
+        line.push(b'\n');
+        length += line.len();
+        if length <= KEPT_HISTORY || !job.status.is_final() {
+            lines.push(line);
+        }
+    }
+    lines.reverse();
+    Ok(lines.concat())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_history_keeps_the_newest_jobs_and_those_that_have_not_ended() {
+        let job = |id, status| Job {
+            status,
+            message: Some("x".repeat(2000)),
+            ..Job::new(id, BackupType::Incr, Trigger::WalGrowth, DateTime::UNIX_EPOCH)
+        };
+        let mut jobs: BTreeMap<u64, Job> =
+            (1..=5000).map(|id| (id, job(id, Status::Failed))).collect();
+        jobs.insert(7, job(7, Status::Waiting));
+        let text = shortened(&jobs).expect("is JSON");
+        assert!(text.len() < KEPT_HISTORY + 4000, "{}", text.len());
+        let kept = read(&text);
+        assert!(kept.len() > 1500, "{}", kept.len());
+        assert_eq!(kept.keys().next(), Some(&7));
+        assert_eq!(kept.keys().next_back(), Some(&5000));
+        let first = kept.keys().nth(1).copied().expect("there are more");
+        assert_eq!(kept.len() as u64, 5000 - first + 2, "without a hole");
+        assert_eq!(read(&shortened(&kept).expect("is JSON")), kept);
+    }
 
     #[test]
     fn the_last_line_of_a_job_counts_and_a_torn_one_does_not() {

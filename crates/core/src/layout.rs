@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::Failure;
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, Segment};
 use crate::machine::Memory;
 use crate::offsite;
 use crate::restore::drill::supervisor;
@@ -29,6 +29,10 @@ pub const PGBACKREST_CONFIG: &str = "pgbackrest.conf";
 pub const TOOL: &str = "pgbackrest.json";
 /// A [`PushFailure`], there only while archiving fails.
 pub const PUSH_FAILURE: &str = "archive-push.json";
+/// What archiving is told by settings, an [`ArchiveLimits`].
+pub const ARCHIVE_LIMITS: &str = "archiving.json";
+/// The WAL that was let go last, a [`LetGo`].
+pub const LET_GO: &str = "wal-let-go.json";
 /// The directory of what children printed.
 pub const LOG: &str = "log";
 /// What the child of the running or last job printed, within [`LOG`].
@@ -54,6 +58,9 @@ pub const BACKUP_JOB: &str = "backup-job";
 pub const PRESENT: &str = "present.json";
 /// How many seconds a worker that is well may let pass before it writes [`PRESENT`] again.
 pub const PRESENT_WITHIN: u64 = 60;
+/// Where pgBackRest keeps its locks, unless `nrt_backup.lock_path` says: in a directory that only the
+/// server's user can write to.
+pub const LOCK: &str = "lock";
 /// pgBackRest's spool directory.
 pub const SPOOL: &str = "spool";
 /// The present of shipping, a [`crate::offsite::Status`].
@@ -163,6 +170,64 @@ pub struct PushFailure {
     pub failure: Failure,
 }
 
+/// What the worker tells our `archive_command`, which sees no settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ArchiveLimits {
+    /// Bytes of WAL that may wait to be archived; 0 for no limit.
+    #[serde(default)]
+    pub queue_max: u64,
+}
+
+/// WAL that is in no archive although the server was told so, because too much of it waited: a
+/// stretch without a gap. It stays here: a backup that begins behind it makes up for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LetGo {
+    /// The first file of the stretch.
+    pub first: String,
+    /// The last one.
+    pub last: String,
+    /// How many files there are in it.
+    pub count: u64,
+    /// When the last one was let go.
+    pub at: DateTime<Utc>,
+    /// Where the last segment ends.
+    pub end: Lsn,
+    /// Why it could not be archived.
+    pub failure: Failure,
+}
+
+impl LetGo {
+    /// With one more file, which is let go now: a part of the stretch before if it goes on there.
+    pub fn with(
+        before: Option<LetGo>,
+        file: &str,
+        segment_size: u64,
+        at: DateTime<Utc>,
+        failure: Failure,
+    ) -> LetGo {
+        let segment = Segment::of_archived(file, segment_size);
+        let begin = segment.map(|it| it.start(segment_size));
+        let end = segment.map(|it| it.end(segment_size));
+        // A history file is let go among the segments, and has no position.
+        let before = before.filter(|it| begin.is_none_or(|begin| begin <= it.end));
+        let last = file.to_string();
+        match before {
+            Some(it) => LetGo {
+                last,
+                count: it.count.saturating_add(1),
+                at,
+                end: end.map_or(it.end, |end| end.max(it.end)),
+                failure,
+                ..it
+            },
+            None => {
+                let end = end.unwrap_or_default();
+                LetGo { first: last.clone(), last, count: 1, at, end, failure }
+            }
+        }
+    }
+}
+
 /// Tells one running place of a cluster from a copy of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -224,6 +289,28 @@ pub fn is_stopping(postmaster_file: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wal_that_is_let_go_is_counted_as_one_stretch() {
+        const SIZE: u64 = 16 << 20;
+        let why = || Failure { message: "m".to_string(), hint: String::new() };
+        let mut known = None;
+        let mut go = |number: u64| {
+            let file = Segment { timeline: 1, number }.name(SIZE);
+            let now = LetGo::with(known.take(), &file, SIZE, DateTime::UNIX_EPOCH, why());
+            known = Some(now.clone());
+            (now.count, now.end)
+        };
+        assert_eq!(go(5), (1, Lsn(6 * SIZE)));
+        assert_eq!(go(6), (2, Lsn(7 * SIZE)));
+        // What is between was archived.
+        assert_eq!(go(9), (1, Lsn(10 * SIZE)));
+        let history = LetGo::with(known, "00000002.history", SIZE, DateTime::UNIX_EPOCH, why());
+        assert_eq!((history.count, history.end), (2, Lsn(10 * SIZE)));
+        assert_eq!(history.first, "000000010000000000000009");
+        let alone = LetGo::with(None, "00000002.history", SIZE, DateTime::UNIX_EPOCH, why());
+        assert_eq!((alone.count, alone.end), (1, Lsn(0)));
+    }
 
     #[test]
     fn a_full_backup_is_due_after_a_restore_once_and_not_for_a_copy() {

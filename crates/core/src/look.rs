@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::layout;
 use crate::settings::Settings;
 
 /// What to look at, and how pgBackRest is to be configured.
@@ -76,7 +77,10 @@ impl Plan {
             pgbackrest: settings.pgbackrest.clone(),
             own_config: settings.pgbackrest_config.clone(),
             repository: settings.repository.clone(),
-            lock_path: settings.lock_path.clone(),
+            lock_path: settings
+                .lock_path
+                .clone()
+                .unwrap_or_else(|| format!("{}/{}", server.state, layout::LOCK)),
             database: settings.database.clone(),
             retention_days: settings.retention_days,
             process_max: settings.processes(server.cores),

@@ -259,6 +259,36 @@ pub static MIN_WAL_GROWTH: Opt = Opt {
     )
 };
 
+/// How long growth starts no second backup.
+pub static MIN_GROWTH_INTERVAL: Opt = Opt {
+    kind: Kind::Int { min: 0, max: 86400, unit: Unit::Seconds },
+    ..option(
+        c"nrt_backup.min_growth_interval",
+        c"300",
+        c"Seconds from the end of a backup that growth started to the next one, at least.",
+    )
+};
+
+/// What part of the time growth backups may take.
+pub static MAX_GROWTH_SHARE: Opt = Opt {
+    kind: Kind::Int { min: 0, max: 100, unit: Unit::Plain },
+    ..option(
+        c"nrt_backup.max_growth_share",
+        c"5",
+        c"Per cent of the time that backups started by growth may take; 0 for no limit.",
+    )
+};
+
+/// How many incremental backups depend on each other.
+pub static MAX_INCREMENTALS: Opt = Opt {
+    kind: Kind::Int { min: 0, max: 10000, unit: Unit::Plain },
+    ..option(
+        c"nrt_backup.max_incrementals",
+        c"30",
+        c"Incremental backups in a row after which a differential one is taken instead; 0 for no limit.",
+    )
+};
+
 /// Where the repository is.
 pub static REPOSITORY: Opt = Opt {
     superuser_only: true,
@@ -273,11 +303,11 @@ pub static REPOSITORY: Opt = Opt {
 /// Where pgBackRest keeps its locks.
 pub static LOCK_PATH: Opt = Opt {
     superuser_only: true,
-    check: absolute_path,
+    check: absolute_path_or_empty,
     ..option(
         c"nrt_backup.lock_path",
-        c"/tmp/pgbackrest",
-        c"Directory of pgBackRest's locks; share it with everybody who runs pgBackRest on this repository.",
+        c"",
+        c"Directory of pgBackRest's locks; empty for nrt_backup/lock in the data directory.",
     )
 };
 
@@ -350,6 +380,16 @@ pub static MIN_DISK_FREE: Opt = Opt {
         c"nrt_backup.min_disk_free",
         c"10",
         c"Per cent of the repository's and the WAL's disk that must be free for nrt.health; 0 for none.",
+    )
+};
+
+/// How much WAL may wait to be archived.
+pub static ARCHIVE_QUEUE_MAX: Opt = Opt {
+    check: any_size,
+    ..option(
+        c"nrt_backup.archive_queue_max",
+        c"0",
+        c"WAL that may wait in pg_wal to be archived; above that it is let go, e.g. 100GB. 0 for no limit.",
     )
 };
 
@@ -509,7 +549,7 @@ pub static MAX_DRILL_AGE: Opt = Opt {
 };
 
 /// Every option, in the order of the documents.
-pub static ALL: [&Opt; 34] = [
+pub static ALL: [&Opt; 38] = [
     &STANZA,
     &RETENTION_DAYS,
     &FULL_SCHEDULE,
@@ -520,6 +560,9 @@ pub static ALL: [&Opt; 34] = [
     &WAL_MONITOR_INTERVAL,
     &WAL_GROWTH_THRESHOLD,
     &MIN_WAL_GROWTH,
+    &MIN_GROWTH_INTERVAL,
+    &MAX_GROWTH_SHARE,
+    &MAX_INCREMENTALS,
     &REPOSITORY,
     &LOCK_PATH,
     &PGBACKREST,
@@ -529,6 +572,7 @@ pub static ALL: [&Opt; 34] = [
     &COMPRESS_TYPE,
     &MAX_BACKUP_AGE,
     &MIN_DISK_FREE,
+    &ARCHIVE_QUEUE_MAX,
     &RCLONE_CONFIG,
     &REMOTE_NAME,
     &REMOTE_PATH,

@@ -33,10 +33,16 @@ pub struct Settings {
     pub wal_growth_threshold: u64,
     /// Bytes of new WAL below which a scheduled backup is skipped.
     pub min_wal_growth: u64,
+    /// Seconds from the end of a growth backup to the next one, at least.
+    pub min_growth_interval: i64,
+    /// Per cent of the time that growth backups may take; 0 for no limit.
+    pub max_growth_share: u32,
+    /// Incremental backups in a row before a differential one is due; 0 for no limit.
+    pub max_incrementals: u32,
     /// The repository's directory.
     pub repository: String,
-    /// The directory of pgBackRest's locks.
-    pub lock_path: String,
+    /// The directory of pgBackRest's locks; in the state directory if absent.
+    pub lock_path: Option<String>,
     /// The pgBackRest program.
     pub pgbackrest: String,
     /// The operator's own configuration file.
@@ -51,6 +57,8 @@ pub struct Settings {
     pub max_backup_age: i64,
     /// Per cent of a disk that must be free; 0 for none.
     pub min_disk_free: u32,
+    /// Bytes of WAL that may wait to be archived; 0 for no limit.
+    pub archive_queue_max: u64,
     /// rclone's configuration file; `None` for no remote, unless one came in the environment.
     pub rclone_config: Option<String>,
     /// The remote in it; the first if absent.
@@ -117,8 +125,11 @@ impl Settings {
             wal_monitor_interval: number(&options::WAL_MONITOR_INTERVAL).max(1),
             wal_growth_threshold: bytes(&options::WAL_GROWTH_THRESHOLD),
             min_wal_growth: bytes(&options::MIN_WAL_GROWTH),
+            min_growth_interval: number(&options::MIN_GROWTH_INTERVAL),
+            max_growth_share: u32::try_from(number(&options::MAX_GROWTH_SHARE)).unwrap_or(0),
+            max_incrementals: u32::try_from(number(&options::MAX_INCREMENTALS)).unwrap_or(0),
             repository: checked(&options::REPOSITORY),
-            lock_path: checked(&options::LOCK_PATH),
+            lock_path: some(checked(&options::LOCK_PATH)),
             pgbackrest: checked(&options::PGBACKREST),
             pgbackrest_config: some(checked(&options::PGBACKREST_CONFIG)),
             database: checked(&options::DATABASE),
@@ -126,6 +137,7 @@ impl Settings {
             compress_type: checked(&options::COMPRESS_TYPE),
             max_backup_age: number(&options::MAX_BACKUP_AGE),
             min_disk_free: u32::try_from(number(&options::MIN_DISK_FREE)).unwrap_or(0),
+            archive_queue_max: bytes(&options::ARCHIVE_QUEUE_MAX),
             rclone_config: some(checked(&options::RCLONE_CONFIG)),
             remote_name: some(checked(&options::REMOTE_NAME)),
             remote_path: options::without_end(&checked(&options::REMOTE_PATH)).to_string(),
@@ -198,6 +210,11 @@ impl Settings {
             format!("{} bytes", self.wal_growth_threshold)
         } else if is(&options::MIN_WAL_GROWTH) {
             format!("{} bytes", self.min_wal_growth)
+        } else if is(&options::ARCHIVE_QUEUE_MAX) {
+            match self.archive_queue_max {
+                0 => "no limit".to_string(),
+                bytes => format!("{bytes} bytes"),
+            }
         } else if is(&options::PROCESS_MAX) {
             format!("{} of {cores} cores", self.processes(cores))
         } else if is(&options::PGBACKREST_CONFIG) {
@@ -264,7 +281,7 @@ mod tests {
         };
         let crontab = |line| Some(Crontab::parse(line).expect("a crontab line"));
         type Case = (&'static Opt, fn(&mut Settings), &'static str);
-        let cases: [Case; 20] = [
+        let cases: [Case; 22] = [
             (&options::FULL_SCHEDULE, |_| (), "next at 2026-03-29 03:00 UTC"),
             (&options::INCREMENTAL_SCHEDULE, |_| (), "next at 2026-03-29 00:00 UTC"),
             (&options::DIFFERENTIAL_SCHEDULE, |_| (), "never"),
@@ -278,6 +295,8 @@ mod tests {
             (&options::TIMEZONE, |it| it.zone = Tz::Europe__Berlin, "Europe/Berlin"),
             (&options::WAL_GROWTH_THRESHOLD, |_| (), "104857600 bytes"),
             (&options::MIN_WAL_GROWTH, |it| it.min_wal_growth = 0, "0 bytes"),
+            (&options::ARCHIVE_QUEUE_MAX, |_| (), "no limit"),
+            (&options::ARCHIVE_QUEUE_MAX, |it| it.archive_queue_max = 1 << 30, "1073741824 bytes"),
             (&options::PROCESS_MAX, |_| (), "3 of 6 cores"),
             (&options::PROCESS_MAX, |it| it.process_max = 7, "7 of 6 cores"),
             (&options::PGBACKREST_CONFIG, |_| (), "a configuration is generated"),

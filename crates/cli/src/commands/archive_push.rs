@@ -6,20 +6,23 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use nrt_core::inventory::Failure;
-use nrt_core::layout::{self, PushFailure, Tool};
+use nrt_core::layout::{self, ArchiveLimits, LetGo, PushFailure, Tool};
 use nrt_core::pgbackrest::{command, exit, label};
+use nrt_core::size::format_size;
 use nrt_process::files::{open_plain, write_atomically};
 use nrt_process::{allowed_in_zone, capture};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use serde::de::DeserializeOwned;
 
 /// pgBackRest ends by itself long before; this is for a file system that hangs.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -37,6 +40,8 @@ const WORKER_START: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_secs(3);
 /// Between two looks whether it is.
 const WATCH: Duration = Duration::from_millis(200);
+/// For how long after it has failed pgBackRest is not asked while too much waits.
+const ASK_AGAIN: TimeDelta = TimeDelta::seconds(60);
 /// PostgreSQL takes this for the end of archiving, and does not try again before its next start.
 const GIVEN_UP: u8 = 255;
 /// From this many finished segments on that wait, pgBackRest pushes several at once: that is
@@ -56,6 +61,12 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let file = arguments.state.join(layout::PUSH_FAILURE);
+    let queue = Queue::of(arguments);
+    if let Some(queue) = &queue
+        && let Some(failure) = queue.failed_just_now()
+    {
+        return let_go(arguments, queue, 1, failure);
+    }
     let Some(result) = push_in_time(arguments) else {
         eprintln!(
             "the server ends, and pgBackRest has not archived the segment in {} s: the next start \
@@ -79,7 +90,68 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         // With a full disk the server's log alone has the words.
         let _ = write_atomically(&file, &text);
     }
-    ExitCode::from(code)
+    match queue {
+        Some(queue) => let_go(arguments, &queue, code, failure.failure),
+        None => ExitCode::from(code),
+    }
+}
+
+/// The WAL that waits, where it is more than may.
+struct Queue {
+    /// Bytes.
+    waiting: u64,
+    most: u64,
+    segment_size: u64,
+    /// What was let go last.
+    before: Option<LetGo>,
+}
+
+impl Queue {
+    /// `None` where there is no limit, or less than that waits.
+    fn of(arguments: &Arguments) -> Option<Queue> {
+        let limits: ArchiveLimits = read_json(&arguments.state.join(layout::ARCHIVE_LIMITS))?;
+        let most = Some(limits.queue_max).filter(|most| *most > 0)?;
+        let files = fs::read_dir(arguments.segment.parent()?).ok()?;
+        // All segments have the same size, and names of this length.
+        let mut segments = files.flatten().filter(|file| file.file_name().len() == 24);
+        let segment_size = segments.find_map(|file| file.metadata().ok())?.len();
+        let waiting = waiting(&arguments.segment).count() as u64 * segment_size;
+        let before = read_json(&arguments.state.join(layout::LET_GO));
+        (waiting > most).then_some(Queue { waiting, most, segment_size, before })
+    }
+
+    /// Why pgBackRest has failed a moment ago: then it need not be asked again. WAL may come more
+    /// quickly than it fails.
+    fn failed_just_now(&self) -> Option<Failure> {
+        let before = self.before.as_ref()?;
+        let age = Utc::now() - before.at;
+        (age >= TimeDelta::zero() && age < ASK_AGAIN).then(|| before.failure.clone())
+    }
+}
+
+/// Lets the segment go, which cannot be archived, because more waits than the operator allows.
+///
+/// PostgreSQL is told that it is archived, and removes it. First, and synced, it is written down
+/// that it is not: from then on until a backup begins behind it, health is critical. Where that
+/// cannot be written, the segment stays.
+fn let_go(arguments: &Arguments, queue: &Queue, code: u8, failure: Failure) -> ExitCode {
+    let name = arguments.segment.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let record = LetGo::with(queue.before.clone(), &name, queue.segment_size, Utc::now(), failure);
+    let written = serde_json::to_vec(&record)
+        .map_err(io::Error::from)
+        .and_then(|text| write_atomically(&arguments.state.join(layout::LET_GO), &text));
+    if let Err(error) = written {
+        eprintln!("{name} stays: it cannot be written down that it is let go: {error}");
+        return ExitCode::from(code);
+    }
+    eprintln!(
+        "{name} is let go and NOT archived: {} of WAL wait to be archived, more than \
+         nrt_backup.archive_queue_max, {}",
+        format_size(queue.waiting),
+        format_size(queue.most)
+    );
+    eprintln!("HINT: Take a backup when archiving works again: see nrt.health.");
+    ExitCode::SUCCESS
 }
 
 /// Archives the segment; `None` where that hangs and would hold up a shutdown. What still works at
@@ -214,11 +286,18 @@ fn is_held(path: &Path) -> bool {
 
 /// How many finished segments wait beside this one, counted no further than needed.
 fn backlog(segment: &Path) -> usize {
+    waiting(segment).take(BACKLOG).count()
+}
+
+/// The finished files that wait to be archived, this one among them.
+fn waiting(segment: &Path) -> impl Iterator<Item = fs::DirEntry> {
     let status = segment.parent().map(|pg_wal| pg_wal.join("archive_status"));
-    let Some(Ok(files)) = status.map(fs::read_dir) else { return 0 };
-    let ready =
-        files.flatten().filter(|file| file.path().extension().is_some_and(|it| it == "ready"));
-    ready.take(BACKLOG).count()
+    let files = status.and_then(|it| fs::read_dir(it).ok()).into_iter().flatten().flatten();
+    files.filter(|file| file.path().extension().is_some_and(|it| it == "ready"))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 #[cfg(test)]

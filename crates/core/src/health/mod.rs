@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::archiving::Archiver;
 use crate::inventory::{Disk, Failure};
 use crate::job::Job;
-use crate::layout::{self, Restored};
+use crate::layout::{self, LetGo, Restored};
 use crate::machine::{Readiness, State};
 use crate::recovery::{self, Window};
 use crate::restore::drill::supervisor::Supervisor;
@@ -73,6 +73,10 @@ pub struct Archiving {
     pub by: Archiver,
     /// The newest failure, if nothing was archived since.
     pub failing: Option<FailedPush>,
+    /// Bytes of WAL written in a second, over the last minutes.
+    pub wal_rate: Option<u64>,
+    /// WAL that was let go.
+    pub let_go: Option<LetGo>,
     /// What a restore said of this data directory, if it made it as a copy beside the original.
     pub copy: Option<Restored>,
 }
@@ -177,9 +181,26 @@ pub fn worker_missing() -> Check {
     critical(
         "worker",
         "the nrt_backup worker is not running: no backup starts",
-        "Look for \"nrt_backup\" in the server's log; the worker is started again by itself.",
+        "Look for \"nrt_backup\" in the server's log; the worker is started again by itself, unless \
+         the log says \"too many background workers\": then raise max_worker_processes and restart \
+         the server.",
     )
 }
+
+/// The check that an operator sees where the server had no place for the worker when it started.
+pub fn no_place_for_worker(max_worker_processes: &str) -> Check {
+    critical(
+        "worker",
+        format!(
+            "the nrt_backup worker could not be registered: other workers take all of \
+             max_worker_processes, {max_worker_processes}; nothing is backed up"
+        ),
+        NO_PLACE,
+    )
+}
+
+/// What to do where the server has no place for the worker.
+pub const NO_PLACE: &str = "Raise max_worker_processes in postgresql.conf and restart the server.";
 
 /// The check of how WAL leaves `pg_wal`.
 pub const ARCHIVING: &str = "archiving";
@@ -346,24 +367,75 @@ fn archiving(findings: &Findings<'_>) -> Check {
         ),
         Archiver::Nobody => critical(
             name,
-            "archive_command is empty: WAL stays in pg_wal and no backup can be restored",
+            format!(
+                "archive_command is empty: WAL stays in pg_wal and no backup can be restored{}",
+                time_left(findings)
+            ),
             "Remove archive_command from the configuration and restart the server to have \
              nrt_backup archive.",
         ),
-        Archiver::Ours | Archiver::PgBackRest => match &archiving.failing {
-            None => ok(name, "pgBackRest archives finished segments"),
-            Some(failed) => segment_failed(failed),
+        Archiver::Ours | Archiver::PgBackRest => match (let_go(findings), &archiving.failing) {
+            (Some(let_go), _) => segments_let_go(let_go),
+            (None, Some(failed)) => segment_failed(failed, &time_left(findings)),
+            (None, None) => ok(name, "pgBackRest archives finished segments"),
         },
     }
 }
 
-fn segment_failed(FailedPush { segment, at, words }: &FailedPush) -> Check {
+/// The WAL that was let go, as long as no backup has begun behind it.
+fn let_go<'a>(findings: &'a Findings<'_>) -> Option<&'a LetGo> {
+    let let_go = findings.archiving.let_go.as_ref()?;
+    let made_up = findings.state.inventory().is_some_and(|inventory| {
+        inventory
+            .backups_of(findings.system_id)
+            .any(|backup| backup.start_lsn.is_some_and(|start| let_go.end <= start))
+    });
+    (!made_up).then_some(let_go)
+}
+
+fn segments_let_go(LetGo { first, last, count, at, failure, .. }: &LetGo) -> Check {
+    let which = if first == last { first.clone() } else { format!("{first} to {last}") };
+    critical(
+        ARCHIVING,
+        format!(
+            "{count} finished segments of WAL ({which}) were let go and are in no archive, the last \
+             at {}, because more waited than nrt_backup.archive_queue_max: {}",
+            moment(*at),
+            failure.message
+        ),
+        &format!(
+            "{} No backup before that can be restored to a later state from the repository. When \
+             archiving works again, SELECT nrt_backup_now('full').",
+            failure.hint
+        ),
+    )
+}
+
+/// In which time the disk of pg_wal is full, where nothing leaves it. In steps that grow: what is
+/// said must not change all the time.
+fn time_left(findings: &Findings<'_>) -> String {
+    const HOURS: [u64; 9] = [1, 2, 4, 8, 16, 24, 48, 96, 192];
+    let disk = findings.state.inventory().and_then(|inventory| inventory.wal_disk);
+    let rate = findings.archiving.wal_rate.filter(|rate| *rate > 0);
+    let Some((disk, rate)) = disk.zip(rate) else { return String::new() };
+    let hours = disk.available / rate / 3600;
+    match HOURS.into_iter().find(|limit| hours < *limit) {
+        Some(1) => "; at the present rate its disk is full in less than an hour".to_string(),
+        Some(limit) => format!("; at the present rate its disk is full in less than {limit} hours"),
+        None => String::new(),
+    }
+}
+
+fn segment_failed(FailedPush { segment, at, words }: &FailedPush, time_left: &str) -> Check {
     let (words, hint) = match words {
         Some(failure) => (format!(": {}", failure.message), failure.hint.as_str()),
         None => (String::new(), ""),
     };
     let hint = if hint.is_empty() { "The server's log has the command's own words." } else { hint };
-    let message = format!("segment {segment} could not be archived at {}{words}", moment(*at));
+    let message = format!(
+        "segment {segment} could not be archived at {}{words}: WAL stays in pg_wal{time_left}",
+        moment(*at)
+    );
     critical(ARCHIVING, message, hint)
 }
 
@@ -620,6 +692,18 @@ mod tests {
     static NO_DRILLS: LazyLock<Supervisor> =
         LazyLock::new(|| Supervisor::new(Memory::default(), Vec::new(), DateTime::UNIX_EPOCH).0);
 
+    fn let_go_up_to(end: Lsn) -> LetGo {
+        let failure = failure("disk full");
+        LetGo {
+            first: "5".to_string(),
+            last: "B".to_string(),
+            count: 7,
+            at: at("2026-03-10T11:00:00"),
+            end,
+            failure,
+        }
+    }
+
     /// What is found in a world where nothing else is wrong.
     pub(super) fn found(w: &World) -> Findings<'_> {
         Findings {
@@ -683,7 +767,7 @@ mod tests {
     fn what_the_worker_finds_by_itself() {
         type Change = fn(&mut Findings<'_>);
         type Case = (Change, &'static [(&'static str, Severity, &'static str)]);
-        let cases: [Case; 18] = [
+        let cases: [Case; 22] = [
             (
                 |it| it.unclean_end = Some(it.now - TimeDelta::seconds(3599)),
                 &[("worker", Warning, "seen at 2026-03-10 11:00:31 UTC")],
@@ -736,6 +820,32 @@ mod tests {
                 |it| it.archiving.failing = Some(failed_push(Some(failure("disk full")))),
                 &[("archiving", Critical, "11:59:59 UTC: disk full")],
             ),
+            (
+                |it| {
+                    // Of the 50 GB that are free, 3 MB a second are written.
+                    it.archiving.wal_rate = Some(3 << 20);
+                    it.archiving.failing = Some(failed_push(Some(failure("disk full"))));
+                },
+                &[(
+                    "archiving",
+                    Critical,
+                    "full: WAL stays in pg_wal; at the present rate its disk \
+                    is full in less than 8 hours",
+                )],
+            ),
+            (
+                |it| {
+                    it.archiving.wal_rate = Some(1);
+                    it.archiving.failing = Some(failed_push(None));
+                },
+                &[("archiving", Critical, "11:59:59 UTC: WAL stays in pg_wal")],
+            ),
+            (
+                |it| it.archiving.let_go = Some(let_go_up_to(Lsn(u64::MAX))),
+                &[("archiving", Critical, "7 finished segments of WAL (5 to B) were let go")],
+            ),
+            // The backup began behind it.
+            (|it| it.archiving.let_go = Some(let_go_up_to(Lsn(0x100_0000))), &[]),
             (
                 |it| it.database_exists = false,
                 &[("database", Critical, "\"postgres\" does not exist")],
@@ -976,7 +1086,12 @@ mod tests {
 
     #[test]
     fn what_is_said_in_place_of_the_checks_is_about_one_of_them_and_says_what_to_do() {
-        for check in [worker_missing(), outdated(), recovering("/d/nrt_backup/recovering")] {
+        for check in [
+            worker_missing(),
+            no_place_for_worker("1"),
+            outdated(),
+            recovering("/d/nrt_backup/recovering"),
+        ] {
             assert!(CHECKS.contains(&&*check.name), "{check:?}");
             assert!(check.severity > Severity::Ok && !check.hint.is_empty(), "{check:?}");
         }

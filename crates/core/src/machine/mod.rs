@@ -5,10 +5,12 @@
 //! a request, and never asks to be woken in the past. The worker only turns signals, exits and
 //! clocks into events and carries out the actions.
 
+mod pace;
 mod schedule;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use pace::Cost;
 pub use schedule::Served;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +93,8 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// The end of what it printed.
     pub output: String,
+    /// How long it waited for a checkpoint, if it took a backup.
+    pub waited: TimeDelta,
 }
 
 /// What is to be done.
@@ -145,6 +149,9 @@ pub struct Memory {
     /// Whether backups are paused.
     #[serde(default)]
     pub paused: bool,
+    /// What the last backup cost that the growth of the WAL started.
+    #[serde(default)]
+    pub growth_cost: Option<Cost>,
 }
 
 /// The present, as the caller measured it right before the step.
@@ -210,6 +217,7 @@ enum Active {
     /// pgBackRest has succeeded; the look that fills in the row is on its way.
     Settling {
         job: Job,
+        waited: TimeDelta,
     },
 }
 
@@ -258,7 +266,11 @@ pub struct State {
 
 impl State {
     /// Knows what `memory` kept, and nothing else.
-    pub fn new(system_id: u64, memory: Memory, now: DateTime<Utc>) -> State {
+    pub fn new(system_id: u64, mut memory: Memory, now: DateTime<Utc>) -> State {
+        if let Some(cost) = &mut memory.growth_cost {
+            // The clock may have been set back since.
+            cost.ended = cost.ended.min(now);
+        }
         State {
             memory,
             system_id,
@@ -313,7 +325,9 @@ impl State {
     /// The backup that pgBackRest is taking now, or whose row is being completed.
     pub fn running(&self) -> Option<&Job> {
         match self.active.as_ref()? {
-            Active::Backup { run: Pending { job, .. }, .. } | Active::Settling { job } => Some(job),
+            Active::Backup { run: Pending { job, .. }, .. } | Active::Settling { job, .. } => {
+                Some(job)
+            }
             Active::CreatingStanza => None,
         }
     }
@@ -350,6 +364,11 @@ impl State {
     /// When the growth of the WAL is looked at next.
     pub fn next_tick(&self) -> DateTime<Utc> {
         self.next_tick
+    }
+
+    /// Before when the growth of the WAL starts no backup, because of what the last one cost.
+    pub fn growth_rests_until(&self, settings: &Settings) -> Option<DateTime<Utc>> {
+        self.memory.growth_cost.map(|cost| cost.rests_until(settings))
     }
 
     /// When the worker has to wake up although nothing happened.
@@ -448,6 +467,9 @@ impl Turn<'_> {
         state.next_look -= set_back;
         state.hold_until -= set_back;
         state.stanza_not_before -= set_back;
+        if let Some(cost) = &mut state.memory.growth_cost {
+            cost.ended -= set_back;
+        }
         for pending in &mut state.pending {
             pending.not_before -= set_back;
         }
@@ -492,7 +514,7 @@ impl Turn<'_> {
         self.state.pending.extend(waiting.into_iter().map(|job| Pending::new(job, now)));
         for mut job in running {
             if job.label.is_some() && self.state.active.is_none() {
-                self.state.active = Some(Active::Settling { job });
+                self.state.active = Some(Active::Settling { job, waited: TimeDelta::zero() });
                 continue;
             }
             let (kind, attempt) = (job.requested, job.attempt);
@@ -646,7 +668,7 @@ impl Turn<'_> {
                 // Should the worker end before the look: the backup is there, the label says so.
                 self.record(&run.job);
             }
-            self.state.active = Some(Active::Settling { job: run.job });
+            self.state.active = Some(Active::Settling { job: run.job, waited: exit.waited });
             self.look_anew();
             return;
         }
@@ -734,7 +756,7 @@ impl Turn<'_> {
             self.state.unlisted = None;
         }
         match self.state.active.take() {
-            Some(Active::Settling { job }) => self.succeed(job),
+            Some(Active::Settling { job, waited }) => self.succeed(job, waited),
             other => self.state.active = other,
         }
         if self.state.active.is_none() {
@@ -743,10 +765,15 @@ impl Turn<'_> {
         self.find_full_since_restore();
     }
 
-    fn succeed(&mut self, mut job: Job) {
+    fn succeed(&mut self, mut job: Job, waited: TimeDelta) {
         match self.find(&job) {
             Some(backup) => {
                 describe(&mut job, &backup);
+                if job.trigger == Trigger::WalGrowth {
+                    // By the repository's account: a worker that died meanwhile was not there.
+                    let took = backup.stop_time - backup.start_time;
+                    self.state.memory.growth_cost = Some(Cost::of(took, waited, self.present.now));
+                }
                 self.state.unlisted = None;
             }
             // The look that has just ended began after the backup had ended. Another backup would
@@ -970,6 +997,7 @@ impl Turn<'_> {
             && self.state.active.is_none()
             && self.state.pending.is_empty()
             && self.state.hold_until <= self.present.now
+            && self.state.growth_rests_until(self.settings).is_none_or(|it| it <= self.present.now)
         {
             self.request(BackupType::Incr, Trigger::WalGrowth);
         }
@@ -1053,6 +1081,18 @@ impl Turn<'_> {
         if !has_base && run.job.kind != BackupType::Full {
             run.job.kind = BackupType::Full;
             run.job.message = Some(NO_BASE.to_string());
+        } else if run.job.kind == BackupType::Incr
+            && let Some(inventory) = &self.state.inventory
+        {
+            let backups = inventory.backups_of(self.state.system_id);
+            run.job.kind = pace::kind_for(run.job.trigger, backups, self.settings);
+            if run.job.kind != BackupType::Incr {
+                run.job.message = Some(format!(
+                    "{} incremental backups since the last full or differential one: a \
+                     differential one was taken instead",
+                    self.settings.max_incrementals
+                ));
+            }
         }
         run.job.status = Status::Running;
         run.job.started_at = Some(self.present.now);

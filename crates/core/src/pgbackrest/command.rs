@@ -24,6 +24,9 @@ const JSON: [&str; 3] = ["--output=json", "--log-level-console=off", "--log-leve
 /// Prints a line for each file, the only progress that every version gives. Never resumes: a
 /// process of a killed backup may still write into what would be taken over.
 ///
+/// A `gentle` one lets PostgreSQL take its time for the checkpoint that it begins with, as for any
+/// other checkpoint; else the configuration says.
+///
 /// If `exclude` has any, these names are left out of the backup instead of those that the
 /// configuration has.
 pub fn backup(
@@ -32,6 +35,7 @@ pub fn backup(
     exclude: &[String],
     kind: BackupType,
     trigger: Trigger,
+    gentle: bool,
 ) -> Vec<String> {
     let mut rest = vec![
         "--no-resume".to_string(),
@@ -40,6 +44,7 @@ pub fn backup(
         format!("--annotation={TRIGGER_ANNOTATION}={trigger}"),
         format!("--type={kind}"),
     ];
+    rest.extend(gentle.then(|| "--no-start-fast".to_string()));
     rest.extend(exclude.iter().map(|name| format!("--exclude={name}")));
     rest.push("backup".to_string());
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
@@ -105,10 +110,10 @@ mod tests {
         let json = "--output=json --log-level-console=off --log-level-stderr=error";
         for (built, expected) in [
             (
-                backup("/p/c.conf", "main", &[], BackupType::Incr, Trigger::WalGrowth),
+                backup("/p/c.conf", "main", &[], BackupType::Incr, Trigger::WalGrowth, true),
                 format!(
                     "{common} --no-resume --log-level-console=detail --log-level-stderr=off \
-                     --annotation=nrt-trigger=wal_growth --type=incr backup"
+                     --annotation=nrt-trigger=wal_growth --type=incr --no-start-fast backup"
                 ),
             ),
             (
@@ -118,6 +123,7 @@ mod tests {
                     &["a".to_string(), "nrt_backup/".to_string()],
                     BackupType::Full,
                     Trigger::Manual,
+                    false,
                 ),
                 format!(
                     "{common} --no-resume --log-level-console=detail --log-level-stderr=off \

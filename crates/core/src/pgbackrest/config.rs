@@ -176,6 +176,8 @@ pub fn render(input: &ConfigInput) -> Result<String, BadConfig> {
     file.option("repo1-path", path("the repository path", &input.repository)?);
     file.option("repo1-retention-full-type", "time");
     file.option("repo1-retention-full", retention);
+    // Else the manifests of expired backups stay for ever. Those of others are always kept.
+    file.option("repo1-retention-history", retention);
     if input.version.bundles() {
         file.option("repo1-bundle", "y");
         if input.version.block_incremental() {
@@ -269,7 +271,8 @@ mod tests {
         }
     }
 
-    /// The recordings were made with these very files, so each version takes each line.
+    /// The recordings were made with these files, so each version takes each line.
+    /// `repo1-retention-history` came later; pgBackRest knows it since 2.36.
     #[test]
     fn writes_what_each_version_was_recorded_with() {
         for recorded in fixtures::RECORDED {

@@ -4,6 +4,7 @@
 //! in every version and bytes from 2.48 on; the detail lines on the console tell each file. All
 //! advance only when a file is finished, so inside a file of 1 GB nothing moves.
 
+use chrono::{NaiveDateTime, TimeDelta};
 use serde::{Deserialize, Serialize};
 
 use super::log::{Level, records};
@@ -34,6 +35,17 @@ impl Progress {
             pid: None,
         }
     }
+}
+
+/// How long a backup waited for the checkpoint that it begins with, by the beginning of what it
+/// printed. By the difference of two of its own times: it does not matter in which zone they are.
+pub fn checkpoint_wait(log: &str) -> TimeDelta {
+    let time_of = |words: &str| {
+        let line = log.lines().find(|line| line.contains(words))?;
+        NaiveDateTime::parse_from_str(line.get(..23)?, "%Y-%m-%d %H:%M:%S%.3f").ok()
+    };
+    let (asked, begun) = (time_of(" checkpoint completes"), time_of("backup start archive = "));
+    asked.zip(begun).map_or(TimeDelta::zero(), |(asked, begun)| begun - asked)
 }
 
 /// What pgBackRest writes into its lock file.
@@ -143,6 +155,26 @@ fn bytes(size: &str) -> Option<u64> {
 mod tests {
     use super::super::fixtures;
     use super::*;
+
+    #[test]
+    fn tells_how_long_a_backup_waited_for_its_checkpoint() {
+        let log = "2026-11-22 17:25:16.762 P00   INFO: backup command begin 2.45: --type=incr\n\
+             2026-11-22 23:59:58.482 P00   INFO: execute non-exclusive backup start: backup begins \
+             after the next regular checkpoint completes\n\
+             2026-11-23 00:04:01.884 P00   INFO: backup start archive = 000000010000000000000025, \
+             lsn = 0/25000028\n";
+        assert_eq!(checkpoint_wait(log), TimeDelta::milliseconds(243_402));
+        assert_eq!(checkpoint_wait(&log[..200]), TimeDelta::zero());
+        assert_eq!(
+            checkpoint_wait(" checkpoint completes\nbackup start archive = "),
+            TimeDelta::zero()
+        );
+        for recorded in fixtures::RECORDED {
+            let log = fixtures::text(recorded, "console/incr.txt");
+            let waited = checkpoint_wait(&log).num_milliseconds();
+            assert!((1..5000).contains(&waited), "{recorded}: {waited} ms");
+        }
+    }
 
     fn lock(version: &str) -> Progress {
         let name = fixtures::version(version).lock_name("main");

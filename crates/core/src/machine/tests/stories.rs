@@ -192,6 +192,84 @@ fn growth_starts_an_incremental_backup_at_the_threshold_exactly() {
     }
 }
 
+/// Lets the running backup take so long, and wait for a checkpoint for a part of that.
+fn end_growth_backup(w: &mut World, took: TimeDelta, waited: TimeDelta) {
+    w.pass(took);
+    w.end_backup_that_took(took, waited);
+    w.settle();
+}
+
+#[test]
+fn growth_rests_for_as_long_as_the_last_one_was_dear() {
+    let mut w = World::protected();
+    w.growth = Some(150 * MB);
+    w.pass(minutes(1));
+    assert!(w.is_running());
+    // 40 seconds of copying are 5 % of 13 minutes and 20 seconds.
+    end_growth_backup(&mut w, minutes(5), minutes(5) - TimeDelta::seconds(40));
+    let ended = w.now;
+    w.growth = Some(u64::MAX);
+    w.pass(TimeDelta::seconds(759));
+    assert!(!w.is_running() && w.state().waiting().is_none(), "{:?}", w.told());
+    w.pass(minutes(1) + TimeDelta::seconds(2));
+    assert!(w.is_running(), "a look at the growth later than {ended} and the rest");
+    // A cheap one is followed by the least rest.
+    end_growth_backup(&mut w, TimeDelta::seconds(2), TimeDelta::zero());
+    w.growth = Some(u64::MAX);
+    w.pass(minutes(5) - TimeDelta::seconds(1));
+    assert!(!w.is_running());
+    w.pass(minutes(1) + TimeDelta::seconds(2));
+    assert!(w.is_running());
+    // It is remembered by the worker that comes after.
+    end_growth_backup(&mut w, minutes(2), TimeDelta::zero());
+    w.crash(TimeDelta::seconds(10));
+    w.settle();
+    w.growth = Some(u64::MAX);
+    w.pass(minutes(37));
+    assert!(!w.is_running());
+    // Whoever asks has no need to wait.
+    let asked = w.request(BackupType::Incr);
+    assert!(w.is_running());
+    w.settle();
+    assert_eq!(w.row(asked).status, Status::Succeeded);
+    // A clock that is set back by a year gives back the rest that it took.
+    w.growth = Some(u64::MAX);
+    w.set_clock_back(TimeDelta::days(365));
+    w.pass(minutes(4));
+    assert!(w.is_running());
+}
+
+#[test]
+fn a_chain_of_incremental_backups_ends_with_a_differential_one() {
+    let mut w = World::protected_with(Settings {
+        max_incrementals: 2,
+        min_growth_interval: 0,
+        max_growth_share: 0,
+        ..unscheduled()
+    });
+    let kinds = |w: &World| w.jobs.values().map(|job| job.kind).collect::<Vec<_>>();
+    use BackupType::{Diff, Full, Incr};
+    for _ in 0..5 {
+        w.growth = Some(150 * MB);
+        w.pass(minutes(2));
+        w.settle();
+    }
+    assert_eq!(kinds(&w), [Full, Incr, Incr, Diff, Incr, Incr]);
+    let row = w.row(4);
+    assert_eq!(row.requested, Incr);
+    assert!(row.message.as_deref().is_some_and(|it| it.starts_with("2 incremental")), "{row:?}");
+    assert_eq!(w.row(5).message, None);
+    // Whoever asks gets what was asked for.
+    w.request(Incr);
+    w.settle();
+    assert_eq!(w.row(7).kind, Incr);
+    w.settings.max_incrementals = 0;
+    w.growth = Some(150 * MB);
+    w.pass(minutes(2));
+    w.settle();
+    assert_eq!(w.row(8).kind, Incr);
+}
+
 #[test]
 fn growth_starts_one_backup_and_the_next_when_it_has_grown_again() {
     let mut w = World::protected();

@@ -181,7 +181,7 @@ impl End {
             End::Lasting => (Some(51), None, "P00  ERROR: [051]: wrong cluster\n".to_string()),
             End::Killed => (None, Some(9), String::new()),
         };
-        Exit { code, signal, output }
+        Exit { code, signal, output, ..Exit::default() }
     }
 }
 
@@ -361,6 +361,16 @@ impl World {
             _ => {}
         }
         self.step(Event::JobExited(end.exit(label)));
+    }
+
+    /// The running backup succeeds and has begun so long ago, of which it waited for a checkpoint.
+    pub(crate) fn end_backup_that_took(&mut self, took: TimeDelta, waited: TimeDelta) {
+        let Some((Command::Backup { kind, trigger, .. }, _)) = self.job.take() else { return };
+        let label = self.reality.add(kind, Some(trigger), self.now);
+        let backup = self.reality.backups.last_mut().expect("just taken");
+        backup["timestamp"]["start"] = (self.now - took).timestamp().into();
+        let exit = Exit { waited, ..End::Success.exit(Some(label)) };
+        self.step(Event::JobExited(exit));
     }
 
     /// The running backup succeeds, and its exit is not noticed before a look has seen it.

@@ -368,7 +368,12 @@ mod tests {
         /// The child ends and has told this.
         fn tell(&mut self, outcome: &Outcome) -> Vec<String> {
             let line = serde_json::to_string(outcome).expect("it is JSON");
-            let exit = Exit { code: Some(0), signal: None, output: format!("words\n{line}\n") };
+            let exit = Exit {
+                code: Some(0),
+                signal: None,
+                output: format!("words\n{line}\n"),
+                ..Exit::default()
+            };
             self.step(Event::Exited(exit))
         }
 
@@ -489,11 +494,16 @@ mod tests {
     fn a_child_that_says_nothing_has_failed_and_is_cleaned_up_after() {
         for (exit, words) in [
             (
-                Exit { code: None, signal: Some(9), output: String::new() },
+                Exit { code: None, signal: Some(9), output: String::new(), ..Exit::default() },
                 "the drill came to no result: it was ended by signal 9",
             ),
             (
-                Exit { code: Some(101), signal: None, output: "a\n{\"b\": 1}\n".to_string() },
+                Exit {
+                    code: Some(101),
+                    signal: None,
+                    output: "a\n{\"b\": 1}\n".to_string(),
+                    ..Exit::default()
+                },
                 "the drill came to no result: it ended with exit code 101: a; {\"b\": 1}",
             ),
             (Exit::default(), "the drill came to no result: it ended"),
@@ -601,7 +611,7 @@ mod tests {
         w.now = due;
         w.tick();
         assert_eq!(wake(&w), Some(due + DAY * 7));
-        let exit = Exit { code: Some(1), signal: None, output: String::new() };
+        let exit = Exit { code: Some(1), signal: None, output: String::new(), ..Exit::default() };
         w.step(Event::Exited(exit));
         // Until it is clean nothing can be done.
         assert_eq!(wake(&w), None);
