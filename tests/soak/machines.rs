@@ -15,6 +15,9 @@ use crate::world::{self, Over, STRANGERS, World, configured, held, ships, timeli
 
 /// How long a production may be without its remote while another machine tries to take that.
 const UNSHIPPED: Duration = Duration::from_secs(120);
+/// What an operator says where a standby with a repository of its own takes its primary's place: that
+/// repository has never held the remote's backups, and replaces nothing there by itself.
+const NEW_REPOSITORY: Option<&[&str]> = Some(&["--set-aside"]);
 /// How long something is waited for that needs no remote.
 const SOON: Duration = Duration::from_secs(120);
 
@@ -26,11 +29,11 @@ enum Scenario {
     /// A snapshot of its disk is put back.
     RollBack { takeover: bool },
     /// It vanishes, and a standby is promoted.
-    Failover { takeover: bool },
+    Failover,
     /// A standby is promoted by mistake.
     PromotedBeside,
     /// A standby is promoted, the production is rewound to follow it, and promoted in turn.
-    Rewind { takeover: bool },
+    Rewind,
 }
 
 /// The scenario of a number; five in a row are all of them.
@@ -39,9 +42,9 @@ fn scenario(number: u64, random: &mut Random) -> Scenario {
     match number % 5 {
         0 => Scenario::Clone { of_stopped: one, has_same_id: other },
         1 => Scenario::RollBack { takeover: one },
-        2 => Scenario::Failover { takeover: one },
+        2 => Scenario::Failover,
         3 => Scenario::PromotedBeside,
-        _ => Scenario::Rewind { takeover: one },
+        _ => Scenario::Rewind,
     }
 }
 
@@ -117,9 +120,9 @@ impl Machines {
                 self.clone(of_stopped, has_same_id, beside, tally)
             }
             Scenario::RollBack { takeover } => self.roll_back(before, takeover, tally),
-            Scenario::Failover { takeover } => self.fail_over(before, takeover, tally),
+            Scenario::Failover => self.fail_over(before, tally),
             Scenario::PromotedBeside => self.promote_beside(beside, tally),
-            Scenario::Rewind { takeover } => self.rewind(before, takeover, tally),
+            Scenario::Rewind => self.rewind(before, tally),
         }
     }
 
@@ -175,15 +178,11 @@ impl Machines {
         self.world.cluster.start();
         self.abandon();
         self.world.open();
+        let takeover: Option<&[&str]> = takeover.then_some(&[]);
         self.world.takes_the_remote(takeover, "a snapshot was put back", tally)
     }
 
-    fn fail_over(
-        &mut self,
-        before: Duration,
-        takeover: bool,
-        tally: &mut Tally,
-    ) -> Result<(), Over> {
+    fn fail_over(&mut self, before: Duration, tally: &mut Tally) -> Result<(), Over> {
         let (standby, machine) = self.standby();
         sleep(before);
         self.world.close();
@@ -193,7 +192,7 @@ impl Machines {
         self.production = machine;
         self.abandon();
         self.world.open();
-        self.world.takes_the_remote(takeover, "a failover", tally)
+        self.world.takes_the_remote(NEW_REPOSITORY, "a failover", tally)
     }
 
     fn promote_beside(&mut self, beside: Duration, tally: &mut Tally) -> Result<(), Over> {
@@ -202,7 +201,7 @@ impl Machines {
         self.live_beside(standby, beside, "a standby that was promoted", tally)
     }
 
-    fn rewind(&mut self, before: Duration, takeover: bool, tally: &mut Tally) -> Result<(), Over> {
+    fn rewind(&mut self, before: Duration, tally: &mut Tally) -> Result<(), Over> {
         let (standby, machine) = self.standby();
         promote(&standby);
         // What is written to the old primary now is abandoned.
@@ -213,7 +212,7 @@ impl Machines {
         let old_machine = std::mem::replace(&mut self.production, machine);
         self.abandon();
         self.world.open();
-        self.world.takes_the_remote(takeover, "a standby was promoted", tally)?;
+        self.world.takes_the_remote(NEW_REPOSITORY, "a standby was promoted", tally)?;
 
         let source = format!(
             "host={} port=5432 user=postgres dbname=postgres",
@@ -240,7 +239,7 @@ impl Machines {
         self.production = old_machine;
         self.abandon();
         self.world.open();
-        self.world.takes_the_remote(takeover, "a rewound primary was promoted", tally)
+        self.world.takes_the_remote(NEW_REPOSITORY, "a rewound primary was promoted", tally)
     }
 
     // -------------------------------------------------------------------------- their parts

@@ -490,19 +490,19 @@ impl World {
         let took = begin.elapsed().as_secs_f64();
         self.judge(&text, &gone, &claims, took, tally)?;
         self.open();
-        self.takes_the_remote(vanish.takeover, "a restore", tally)
+        self.takes_the_remote(vanish.takeover.then_some(&[]), "a restore", tally)
     }
 
-    /// Waits until a server ships to a remote that was another one's: by the operator's word, or
-    /// because that one has been silent for long enough.
+    /// Waits until a server ships to a remote that was another one's: because the operator says so,
+    /// with these options of `nrt-backup takeover`, or because that one has been silent for long enough.
     pub(crate) fn takes_the_remote(
         &self,
-        takeover: bool,
+        takeover: Option<&[&str]>,
         after: &str,
         tally: &mut Tally,
     ) -> Result<(), Over> {
-        if takeover {
-            let (code, text) = nrt_backup(&self.cluster, "takeover", &[], "takeover");
+        if let Some(options) = takeover {
+            let (code, text) = nrt_backup(&self.cluster, "takeover", options, "takeover");
             self.log.line(format_args!("takeover: {code:?}, {}", text.trim()));
         }
         self.ships(tally, after)
