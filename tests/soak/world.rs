@@ -446,6 +446,7 @@ impl World {
     }
 
     pub(crate) fn found(&self, tally: &mut Tally, words: String) {
+        let words = words.trim().to_string();
         self.log.line(format_args!("FOUND {words}"));
         tally.words.push(words);
     }
