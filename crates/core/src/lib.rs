@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archiving;
+pub mod configuration;
 pub mod crontab;
 pub mod encoded;
 pub mod growth;

@@ -12,6 +12,7 @@
 //! directory, what was restored is compared by pgBackRest.
 
 mod configuration;
+mod debian;
 mod filling;
 mod finishing;
 mod place;
@@ -136,6 +137,8 @@ pub(crate) struct Report {
     pub(crate) copy_of: Option<String>,
     /// What else the operator should know.
     pub(crate) notes: Vec<String>,
+    /// Why the configuration would not come back, of a drill, which has another one.
+    pub(crate) fault: Option<Refusal>,
 }
 
 /// What a restore was asked for, as far as what is in the data directory then depends on it.
@@ -358,6 +361,15 @@ impl Run<'_> {
         self.check_names(&planned)?;
         self.check_tablespaces(&planned, begun.as_ref())?;
         self.choose_configuration(&planned, &programs, begun.is_some())?;
+        // A drill goes on: how much comes back is worth knowing.
+        let is_drill = request.settings.iter().any(|(name, _)| *name == "config_file");
+        let mut fault = None;
+        if begun.is_none() {
+            fault = self.fault_of_kept(&planned, &programs)?;
+        }
+        if let Some(fault) = fault.take_if(|_| !is_drill) {
+            return Err(fault);
+        }
         show(done.as_ref().map_or(&planned.plan, |done| &done.plan))?;
 
         let mut report = Report {
@@ -369,6 +381,7 @@ impl Run<'_> {
             is_running: false,
             copy_of: None,
             notes: Vec::new(),
+            fault,
         };
         if let (Some(begun), Some(done)) = (&begun, done) {
             report.aside.clone_from(&begun.aside);
@@ -405,7 +418,10 @@ impl Run<'_> {
         report.aside.clone_from(&begun.aside);
         self.restore(&planned, &mut begun, &mut report.phases)?;
         begun.move_up()?;
-        report.configuration = self.configuration(&planned)?;
+        report.configuration = self.configuration(&planned, &programs)?;
+        if is_drill && report.fault.is_none() {
+            report.fault = self.fault_of_own(&planned, &programs)?;
+        }
         let place = request.place.clone();
         let shelved = Shelved { place, stanza: planned.source.stanza.clone(), shelf };
         self.work.write(SHELF, &shelved).map_err(told)?;
@@ -417,6 +433,7 @@ impl Run<'_> {
                 self.leave_the_original_alone(&planned, &mut report)?;
                 let action = planned.plan.target.action;
                 self.write_settings(&planned.plan, action, &programs, &mut report)?;
+                self.settle_configuration(&planned, &programs, &mut report)?;
                 self.mark(&report)?;
                 place::hand_over(&self.work)?;
                 report.notes.push(format!(
@@ -427,6 +444,7 @@ impl Run<'_> {
             (start, Action::Pause) => {
                 self.leave_the_original_alone(&planned, &mut report)?;
                 self.write_settings(&planned.plan, Action::Pause, &programs, &mut report)?;
+                self.settle_configuration(&planned, &programs, &mut report)?;
                 self.mark(&report)?;
                 place::hand_over(&self.work)?;
                 if start == Start::Yes {
@@ -462,6 +480,7 @@ impl Run<'_> {
                 self.leave_the_original_alone(&planned, &mut report)?;
                 // The next start is the operator's word to go on.
                 self.write_settings(&planned.plan, Action::Promote, &programs, &mut report)?;
+                self.settle_configuration(&planned, &programs, &mut report)?;
                 self.mark(&report)?;
                 place::hand_over(&self.work)?;
                 report.notes.push(format!(
@@ -483,6 +502,7 @@ impl Run<'_> {
         // Last: whether the original lives shows by a sign of life that takes its time.
         self.leave_the_original_alone(planned, &mut report)?;
         self.keep_prepared(programs, &mut report)?;
+        self.settle_configuration(planned, programs, &mut report)?;
         self.finish(planned, programs, &mut report)?;
         if let Some(recovered) = report.recovered.clone() {
             let data = &self.request.data;
@@ -555,6 +575,7 @@ impl Run<'_> {
             is_running: place::runs(&self.request.data),
             copy_of: finished.copy_of.clone(),
             notes: finished.notes.clone(),
+            fault: None,
         };
         if self.request.start == Start::Yes && !report.is_running {
             self.start(programs, &mut report)?;

@@ -101,6 +101,38 @@ impl Programs {
         Ok(text.lines().last().unwrap_or_default().trim().to_string())
     }
 
+    /// Reads a configuration as a server that starts would, and no more: nothing is listened to,
+    /// loaded or written.
+    ///
+    /// # Errors
+    ///
+    /// PostgreSQL's words about what it cannot read.
+    pub(crate) fn read_configuration(
+        &self,
+        data: &Path,
+        config: &[OsString],
+    ) -> Result<(), String> {
+        let mut args = vec!["-D".into(), data.as_os_str().to_owned()];
+        args.extend_from_slice(config);
+        args.extend(["-C".into(), "data_directory".into()]);
+        let program = self.program("postgres");
+        let captured = capture(&program, &args, &allowed(std::env::vars_os()), LIMIT, 1 << 20)
+            .map_err(|error| error.to_string())?;
+        if captured.exit == Some(0) {
+            return Ok(());
+        }
+        // Each fault has a line, and the last line only says that there were some.
+        let words = captured.stderr.lines().filter_map(|line| {
+            let said = line.split_once("LOG:  ").or_else(|| line.split_once("FATAL:  "));
+            said.map(|(_, words)| words.to_string())
+        });
+        let words: Vec<String> = words.collect();
+        match words.first() {
+            Some(first) => Err(first.clone()),
+            None => Err(captured.stderr.trim().to_string()),
+        }
+    }
+
     fn run(&self, name: &str, args: &[OsString]) -> Result<String, Refusal> {
         let captured =
             capture(&self.program(name), args, &allowed(std::env::vars_os()), LIMIT, 1 << 20);

@@ -5,46 +5,86 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use nrt_core::configuration::settings;
 use nrt_core::inventory::Failure;
 use nrt_core::offsite::Plan;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::remote::{Remote, failure};
 
 /// The directory on the remote.
 const DIRECTORY: &str = "configuration";
+/// The list of the files, on the remote.
+pub(crate) const LIST: &str = "configuration/files.json";
+/// An included directory without a file is kept as this file in it: remotes have no empty
+/// directories. PostgreSQL includes no file of such a name.
+pub(crate) const EMPTY: &str = ".nrt_backup.directory";
+/// Its content, for whoever finds it.
+const WORDS: &[u8] = b"PostgreSQL's configuration includes this directory, which is empty.\n";
 /// PostgreSQL itself stops here.
 const DEEPEST: usize = 10;
 /// Nobody writes a longer one.
 const LONGEST: u64 = 1 << 20;
+/// The settings that say where the files are with which everything begins, in the plan's order.
+const ROLES: [&str; 3] = ["config_file", "hba_file", "ident_file"];
+
+/// A file of the list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// Where it was on the original's machine.
+    pub(crate) path: PathBuf,
+    /// Where it is on the remote.
+    pub(crate) file: String,
+    /// Which setting named it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) setting: Option<String>,
+    /// What it includes: as it is written there, and where that was. Absent in
+    /// lists of earlier programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) includes: Option<BTreeMap<String, PathBuf>>,
+}
+
+/// A file as it is here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Found {
+    content: Vec<u8>,
+    setting: Option<&'static str>,
+    includes: BTreeMap<String, PathBuf>,
+}
 
 /// What was sent last.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
-    sent: BTreeMap<PathBuf, Vec<u8>>,
-}
+pub(crate) struct Sent(BTreeMap<PathBuf, Found>);
 
-impl Kept {
+impl Sent {
     /// Sends the files if one of them has changed.
     pub(crate) fn send(&mut self, plan: &Plan, remote: &Remote) -> Result<(), Failure> {
         let files = collect(plan);
-        if files == self.sent {
+        if files == self.0 {
             return Ok(());
         }
         let put = |path: &str, content: &[u8]| {
             let what = "the server's configuration cannot be sent";
             remote.put(path, content).map_err(|refusal| failure(what, &refusal))
         };
-        for (path, content) in &files {
-            if self.sent.get(path) != Some(content) {
-                put(&there(path), content)?;
+        for (path, found) in &files {
+            if self.0.get(path).is_none_or(|sent| sent.content != found.content) {
+                put(&there(path), &found.content)?;
             }
         }
+        let list: Vec<Kept> = files
+            .iter()
+            .map(|(path, found)| Kept {
+                path: path.clone(),
+                file: there(path),
+                setting: found.setting.map(str::to_string),
+                includes: Some(found.includes.clone()),
+            })
+            .collect();
         // Last: who reads it finds all that it names.
-        let list: Vec<_> =
-            files.keys().map(|path| json!({ "path": path, "file": there(path) })).collect();
-        put(&format!("{DIRECTORY}/files.json"), format!("{:#}\n", json!(list)).as_bytes())?;
-        self.sent = files;
+        let list = serde_json::to_string_pretty(&list).unwrap_or_default() + "\n";
+        put(LIST, list.as_bytes())?;
+        self.0 = files;
         Ok(())
     }
 }
@@ -55,48 +95,82 @@ fn there(path: &Path) -> String {
 }
 
 /// The configuration files outside of the data directory, with all that they include.
-fn collect(plan: &Plan) -> BTreeMap<PathBuf, Vec<u8>> {
-    let inside = fs::canonicalize(&plan.data_directory).unwrap_or_default();
-    let mut seen = BTreeSet::new();
-    let mut files = BTreeMap::new();
-    for file in &plan.configuration_files {
-        add(Path::new(file), 0, &mut seen, &mut files);
-    }
-    files.retain(|path, _| {
-        !path.starts_with(&plan.data_directory)
-            && !fs::canonicalize(path).is_ok_and(|it| it.starts_with(&inside))
-    });
-    files
-}
-
-fn add(
-    path: &Path,
-    depth: usize,
-    seen: &mut BTreeSet<PathBuf>,
-    files: &mut BTreeMap<PathBuf, Vec<u8>>,
-) {
-    let short = fs::metadata(path).is_ok_and(|it| it.is_file() && it.len() <= LONGEST);
-    if depth > DEEPEST || !short || !seen.insert(path.to_path_buf()) {
-        return;
-    }
-    // One that cannot be read the server cannot read, either.
-    let Ok(content) = fs::read(path) else { return };
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    for (what, name) in included(&String::from_utf8_lossy(&content)) {
-        let target = straight(directory.join(name));
-        if what == "include_dir" {
-            let Ok(entries) = fs::read_dir(&target) else { continue };
-            for entry in entries.flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if name.ends_with(".conf") && !name.starts_with('.') {
-                    add(&entry.path(), depth + 1, seen, files);
-                }
-            }
-        } else {
-            add(&target, depth + 1, seen, files);
+fn collect(plan: &Plan) -> BTreeMap<PathBuf, Found> {
+    let mut collection = Collection {
+        data: Path::new(&plan.data_directory),
+        real: fs::canonicalize(&plan.data_directory).ok(),
+        seen: BTreeSet::new(),
+        files: BTreeMap::new(),
+    };
+    let has_roles = plan.configuration_files.len() == ROLES.len();
+    for (file, role) in plan.configuration_files.iter().zip(ROLES) {
+        let path = Path::new(file);
+        let is_kept = collection.is_outside(path);
+        collection.add(path, has_roles.then_some(role), is_kept, 0);
+        if let Some(found) = collection.files.get_mut(path) {
+            found.setting = has_roles.then_some(role);
         }
     }
-    files.insert(path.to_path_buf(), content);
+    collection.files
+}
+
+struct Collection<'a> {
+    data: &'a Path,
+    real: Option<PathBuf>,
+    seen: BTreeSet<PathBuf>,
+    files: BTreeMap<PathBuf, Found>,
+}
+
+impl Collection<'_> {
+    /// Whether a path is outside of the data directory, and so in no backup. A link outside that
+    /// leads into it is in none, either.
+    fn is_outside(&self, path: &Path) -> bool {
+        let parent = path.parent().and_then(|it| fs::canonicalize(it).ok());
+        let is_inside = |real: &PathBuf| parent.as_ref().is_some_and(|it| it.starts_with(real));
+        !path.starts_with(self.data) && !self.real.as_ref().is_some_and(is_inside)
+    }
+
+    /// Adds a file, and all that it includes. `role` is the setting that named it, or a file that
+    /// included it.
+    fn add(&mut self, path: &Path, role: Option<&'static str>, is_kept: bool, depth: usize) {
+        let short = fs::metadata(path).is_ok_and(|it| it.is_file() && it.len() <= LONGEST);
+        if depth > DEEPEST || !short || !self.seen.insert(path.to_path_buf()) {
+            return;
+        }
+        // One that cannot be read the server cannot read, either.
+        let Ok(content) = fs::read(path) else { return };
+        let text = String::from_utf8_lossy(&content);
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let mut includes = BTreeMap::new();
+        let is_list = role.is_some_and(|role| role != ROLES[0]);
+        let lists = lists(&text).filter(|_| is_list).map(|name| ("include", name));
+        for (what, name) in included(&text).chain(lists).collect::<Vec<_>>() {
+            let target = straight(directory.join(&name));
+            let is_kept = self.is_outside(&target);
+            if what == "include_dir" {
+                let Ok(entries) = fs::read_dir(&target) else { continue };
+                for entry in entries.flatten() {
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    if name.ends_with(".conf") && !name.starts_with('.') {
+                        self.add(&entry.path(), role, is_kept, depth + 1);
+                    }
+                }
+                let is_there = |path: &PathBuf| path.parent() == Some(&target);
+                if is_kept && !self.files.keys().any(is_there) {
+                    let empty = Found { content: WORDS.to_vec(), ..Found::default() };
+                    self.files.insert(target.join(EMPTY), empty);
+                }
+            } else {
+                self.add(&target, role, is_kept, depth + 1);
+            }
+            if is_kept {
+                includes.insert(name, target);
+            }
+        }
+        if is_kept {
+            self.files.insert(path.to_path_buf(), Found { content, setting: None, includes });
+        }
+    }
 }
 
 /// A path without "..": what begins with the data directory's path need not be in it, and no
@@ -108,18 +182,22 @@ fn straight(path: PathBuf) -> PathBuf {
 }
 
 /// The include directives of a configuration file.
-fn included(text: &str) -> Vec<(&str, String)> {
-    let directive = |line: &'_ str| {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        let (word, rest) = line.split_once(|c: char| c.is_whitespace() || c == '=')?;
-        let word = ["include", "include_if_exists", "include_dir"]
-            .into_iter()
-            .find(|it| word.eq_ignore_ascii_case(it))?;
-        let name = rest.trim().trim_start_matches('=').trim();
-        let name = name.strip_prefix('\'').and_then(|it| it.strip_suffix('\'')).unwrap_or(name);
-        (!name.is_empty()).then(|| (word, name.replace("''", "'")))
-    };
-    text.lines().filter_map(directive).collect()
+fn included(text: &str) -> impl Iterator<Item = (&'static str, String)> + '_ {
+    settings(text).filter_map(|it| {
+        let names = ["include", "include_if_exists", "include_dir"];
+        let name = names.into_iter().find(|name| it.is(name))?;
+        (!it.value.is_empty()).then_some((name, it.value))
+    })
+}
+
+/// The files of names (`@file`) in `pg_hba.conf` and `pg_ident.conf`.
+fn lists(text: &str) -> impl Iterator<Item = String> + '_ {
+    let lines = text.lines().filter_map(|line| line.split('#').next());
+    let words = lines.flat_map(|line| line.split(|c: char| c.is_whitespace() || c == ','));
+    words.filter_map(|word| {
+        let name = word.strip_prefix('@')?.trim_matches('"');
+        (!name.is_empty()).then(|| name.to_string())
+    })
 }
 
 #[cfg(test)]
@@ -156,13 +234,79 @@ mod tests {
             ],
             ..super::super::tests::plan(root.path())
         };
-        let names: Vec<String> = collect(&plan)
-            .keys()
-            .filter_map(|it| it.strip_prefix(&etc).ok().map(|it| it.to_string_lossy().into_owned()))
-            .collect();
-        assert_eq!(names, ["conf.d/a.conf", "extra.conf", "postgresql.conf"]);
+        assert_eq!(below(&etc, &plan), ["conf.d/a.conf", "extra.conf", "postgresql.conf"]);
         let beside = fs::canonicalize(root.path().join("beside.conf")).expect("it is there");
         assert!(collect(&plan).contains_key(&beside));
         assert_eq!(collect(&plan).len(), 4);
+    }
+
+    /// The names of what is kept below a directory.
+    fn below(directory: &Path, plan: &Plan) -> Vec<String> {
+        let files = collect(plan);
+        let names = files.keys().filter_map(|it| it.strip_prefix(directory).ok());
+        names.map(|it| it.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn empty_directories_links_and_lists_of_names_belong_to_it() {
+        let root = tempfile::tempdir().expect("a directory");
+        let root = fs::canonicalize(root.path()).expect("it is there");
+        let (etc, data, shared) = (root.join("etc/main"), root.join("data"), root.join("shared"));
+        for directory in [&etc.join("conf.d"), &etc.join("hba"), &data.join("local"), &shared] {
+            fs::create_dir_all(directory).expect("made");
+        }
+        let write = |path: PathBuf, text: &str| fs::write(path, text).expect("written");
+        write(
+            etc.join("postgresql.conf"),
+            "include_dir = 'conf.d'\ninclude_dir 'shared.d'\ninclude_dir 'local.d'\n\
+             include 'linked.conf'\ninclude_dir 'none.d'\ninclude '../up.conf'\n",
+        );
+        write(etc.join("pg_hba.conf"), "local all @admins,bob peer # @none\ninclude_dir hba\n");
+        write(etc.join("pg_ident.conf"), "");
+        write(etc.join("admins"), "alice\n@more\n");
+        write(etc.join("more"), "carol\n");
+        write(root.join("etc/up.conf"), "");
+        write(data.join("linked.conf"), "a = 1\n");
+        write(data.join("local/b.conf"), "b = 1\n");
+        write(shared.join("c.conf"), "c = 1\n");
+        let link = |to: PathBuf, from: &str| {
+            std::os::unix::fs::symlink(to, etc.join(from)).expect("linked");
+        };
+        link(data.join("linked.conf"), "linked.conf");
+        link(data.join("local"), "local.d");
+        link(shared, "shared.d");
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let files = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+        let plan = Plan {
+            data_directory: text(data),
+            configuration_files: files.map(|it| text(etc.join(it))).to_vec(),
+            ..super::super::tests::plan(&root)
+        };
+        assert_eq!(
+            below(&root.join("etc"), &plan),
+            [
+                "main/admins",
+                "main/conf.d/.nrt_backup.directory",
+                "main/hba/.nrt_backup.directory",
+                "main/linked.conf",
+                "main/local.d/b.conf",
+                "main/more",
+                "main/pg_hba.conf",
+                "main/pg_ident.conf",
+                "main/postgresql.conf",
+                "main/shared.d/c.conf",
+                "up.conf",
+            ]
+        );
+        let files = collect(&plan);
+        let main = &files[&etc.join("postgresql.conf")];
+        assert_eq!(main.setting, Some("config_file"));
+        assert_eq!(main.includes["../up.conf"], root.join("etc/up.conf"));
+        assert!(!main.includes.contains_key("none.d"), "it was not there");
+        assert_eq!(files[&etc.join("linked.conf")].content, b"a = 1\n");
+        // As a restore reads it; earlier ones read the first two of each alone.
+        let kept: Vec<Kept> =
+            serde_json::from_str(r#"[{"path": "/a", "file": "b", "new": 1}]"#).expect("read");
+        assert_eq!(kept[0].includes, None);
     }
 }

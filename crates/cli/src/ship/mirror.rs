@@ -82,7 +82,7 @@ pub(crate) fn run(
         next_xids: BTreeMap::new(),
         restore_points: restore_points::Kept::default(),
         delete_again: None,
-        configuration: configuration::Kept::default(),
+        configuration: configuration::Sent::default(),
         configuration_at: None,
         comparing: None,
     };
@@ -147,7 +147,7 @@ struct Mirror<'a> {
     next_xids: BTreeMap<String, u64>,
     restore_points: restore_points::Kept,
     delete_again: Option<Instant>,
-    configuration: configuration::Kept,
+    configuration: configuration::Sent,
     configuration_at: Option<Instant>,
     comparing: Option<Comparing>,
 }
@@ -228,6 +228,9 @@ impl Mirror<'_> {
         let mut known = Known::read(state, &self.backups_here());
         known.add(state, &here);
         self.refuse_another_repository(&known)?;
+        // First, so that no backup is there without it. A failure holds up no backup: it is tried
+        // again, and reported, after them.
+        let _ = self.keep_the_configuration();
         // Some may have been brought back.
         let here = self.finished()?;
         // An encrypted one does not say what it lists; then it must not change meanwhile.

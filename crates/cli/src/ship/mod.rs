@@ -49,6 +49,7 @@ use nrt_core::offsite::{Phase, Plan, Position, Status};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+pub(crate) use configuration::{EMPTY, Kept, LIST};
 pub(crate) use mirror::DESCRIPTIONS;
 pub(crate) use owner::{SET_ASIDE, place_of};
 pub(crate) use rclone::{Options, Rclone, random};
