@@ -24,6 +24,18 @@ install_program() {
     put 0755 "$target/release/nrt-backup" "$("$1" --bindir)/nrt-backup"
 }
 
+# Debian has the programs of each PostgreSQL in a directory that is on nobody's PATH.
+link_program() {
+    local -r program=$1 link=$2
+    local -a run=()
+    if [[ -e $link && ! -L $link || -L $link && $(readlink "$link") != */nrt-backup ]]; then
+        hint "\"$link\" is something else, and stays: call \"$program\" by its path."
+        return
+    fi
+    if [[ ! -w $(dirname "$link") ]]; then run=(as_root); fi
+    "${run[@]}" ln -sfn "$program" "$link"
+}
+
 # Replaces a file in one step: a server that has the old one mapped must keep it whole.
 put() {
     local -r mode=$1 from=$2 to=$3

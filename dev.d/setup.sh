@@ -151,6 +151,8 @@ need_linters() {
 
 missing=()
 apt_is_fresh=
+# Whether Debian's package of a server may make a cluster and start it.
+with_cluster=
 
 # need PROGRAM-OR-FILE PACKAGE: the package goes on the list unless the thing is there.
 need() {
@@ -166,8 +168,17 @@ need() {
 install_missing() {
     if [[ ${#missing[@]} -eq 0 ]]; then return; fi
     update_apt
-    say "installing ${missing[*]}"
-    apt_get install --yes --no-install-recommends "${missing[@]}"
+    say "installing ${missing[*]}, and what they need (a minute or two)"
+    local -r none=/etc/postgresql-common/createcluster.d/nrt_backup.conf
+    if [[ -z $with_cluster && ! -e /etc/postgresql-common/createcluster.conf ]]; then
+        # Debian's package of the server would make a cluster, and start it.
+        as_root mkdir -p "$(dirname "$none")"
+        echo 'create_main_cluster = false' | put 0644 /dev/stdin "$none"
+        apt_get install --yes --no-install-recommends "${missing[@]}"
+        as_root rm -f "$none"
+    else
+        apt_get install --yes --no-install-recommends "${missing[@]}"
+    fi
     missing=()
 }
 

@@ -11,7 +11,7 @@ use nrt_core::machine::State;
 use nrt_core::restore::drill::supervisor::Supervisor;
 use nrt_core::settings::Settings;
 
-use crate::{archiving, report, state_directory};
+use crate::{archiving, postgres, report, state_directory};
 
 /// What the checks said last.
 #[derive(Default)]
@@ -63,6 +63,7 @@ impl Watch {
             state,
             archiving: Archiving { wal_rate: self.wal_rate.per_second(), ..archiving::now() },
             database_exists,
+            has_socket: postgres::socket_directory().is_some(),
             unclean_end: self.unclean_end,
             shipping,
             drills,

@@ -15,6 +15,7 @@ use crate::inventory::{Disk, Failure};
 use crate::job::Job;
 use crate::layout::{self, LetGo, Restored};
 use crate::machine::{Readiness, State};
+use crate::pgbackrest::exit;
 use crate::recovery::{self, Window};
 use crate::restore::drill::supervisor::Supervisor;
 use crate::settings::Settings;
@@ -125,6 +126,8 @@ pub struct Findings<'a> {
     pub archiving: Archiving,
     /// Whether the database that pgBackRest connects to is there.
     pub database_exists: bool,
+    /// Whether the server listens on a Unix socket, over which pgBackRest connects.
+    pub has_socket: bool,
     /// How the worker before this one ended, if not by a clean shutdown, and when.
     pub unclean_end: Option<DateTime<Utc>>,
     /// How shipping goes.
@@ -556,14 +559,16 @@ fn last_run(findings: &Findings<'_>) -> Check {
     let name = "last_run";
     match findings.state.last_failure() {
         None => ok(name, "no failure since the last backup"),
-        Some(Job { id, kind, message, hint, .. }) => warning(
-            name,
-            format!(
-                "job {id} ({kind}) failed: {}",
-                message.as_deref().unwrap_or("no reason known")
-            ),
-            hint.as_deref().unwrap_or("See nrt.backup_history."),
-        ),
+        Some(Job { id, kind, message, hint, .. }) => {
+            let words = message.as_deref().unwrap_or("no reason known");
+            let failed = format!("job {id} ({kind}) failed: {words}");
+            let hint = hint.as_deref().unwrap_or("See nrt.backup_history.");
+            if exit::is_kept_out(words).is_some() {
+                // The next one fails as well, until an operator has changed something.
+                return critical(name, format!("no backup can be taken: {failed}"), hint);
+            }
+            warning(name, failed, hint)
+        }
     }
 }
 
@@ -598,6 +603,14 @@ fn room(findings: &Findings<'_>, name: &str, what: &str, disk: Option<Disk>, hin
 
 fn database(findings: &Findings<'_>) -> Check {
     let (name, database) = ("database", &findings.settings.database);
+    if !findings.has_socket && findings.settings.pgbackrest_config.is_none() {
+        return critical(
+            name,
+            "unix_socket_directories is empty: pgBackRest cannot connect, and no backup can be taken",
+            "Set unix_socket_directories to a directory of the server's user, say \
+             '/var/run/postgresql', and restart the server.",
+        );
+    }
     if findings.database_exists {
         return ok(name, format!("pgBackRest connects to \"{database}\""));
     }
@@ -713,6 +726,7 @@ mod tests {
             state: w.state(),
             archiving: Archiving { mode_on: true, ..Archiving::default() },
             database_exists: true,
+            has_socket: true,
             unclean_end: None,
             shipping: Shipping::default(),
             drills: &NO_DRILLS,
@@ -767,7 +781,7 @@ mod tests {
     fn what_the_worker_finds_by_itself() {
         type Change = fn(&mut Findings<'_>);
         type Case = (Change, &'static [(&'static str, Severity, &'static str)]);
-        let cases: [Case; 22] = [
+        let cases: [Case; 23] = [
             (
                 |it| it.unclean_end = Some(it.now - TimeDelta::seconds(3599)),
                 &[("worker", Warning, "seen at 2026-03-10 11:00:31 UTC")],
@@ -820,6 +834,7 @@ mod tests {
                 |it| it.archiving.failing = Some(failed_push(Some(failure("disk full")))),
                 &[("archiving", Critical, "11:59:59 UTC: disk full")],
             ),
+            (|it| it.has_socket = false, &[("database", Critical, "no backup can be taken")]),
             (
                 |it| {
                     // Of the 50 GB that are free, 3 MB a second are written.

@@ -30,6 +30,8 @@ use crate::settings::Settings;
 const FIRST_RETRY: TimeDelta = TimeDelta::seconds(15);
 /// The longest delay between two tries.
 const RETRY_CEILING: TimeDelta = TimeDelta::minutes(15);
+/// The same where there is no backup yet: whatever kept the first one away may be mended by now.
+const FIRST_BACKUP_CEILING: TimeDelta = TimeDelta::seconds(50);
 /// How often a lock that somebody else holds is tried again.
 const LOCK_POLL: TimeDelta = TimeDelta::seconds(5);
 /// How often the repository and the disks are looked at when nothing happens.
@@ -700,9 +702,14 @@ impl Turn<'_> {
             // Whoever asked has been told, and decides.
             return;
         }
+        let mut delay = back_off(attempt);
         self.hold_back();
+        if !self.state.has_base() {
+            delay = delay.min(FIRST_BACKUP_CEILING);
+            self.state.hold_until = self.present.now + FIRST_BACKUP_CEILING;
+        }
         if verdict.judgement == Judgement::Retry {
-            self.request_again(kind, trigger, attempt, back_off(attempt));
+            self.request_again(kind, trigger, attempt, delay);
         }
     }
 
@@ -884,10 +891,17 @@ impl Turn<'_> {
                          this one has {}",
                         self.settings.stanza, self.state.system_id
                     ),
-                    hint: "Set nrt_backup.stanza to a name of its own for this cluster, or \
-                           nrt_backup.repository to another directory. After pg_upgrade, run \
-                           pgbackrest stanza-upgrade."
-                        .to_string(),
+                    hint: format!(
+                        "Set nrt_backup.stanza to a name of its own for this cluster, or \
+                         nrt_backup.repository to another directory. After pg_upgrade, as the \
+                         server's user and with PGDATA set: pgbackrest --config={} --stanza={} \
+                         stanza-upgrade.",
+                        self.settings
+                            .pgbackrest_config
+                            .as_deref()
+                            .unwrap_or("$PGDATA/nrt_backup/pgbackrest.conf"),
+                        self.settings.stanza
+                    ),
                 }),
                 _ => None,
             },

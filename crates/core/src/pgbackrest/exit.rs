@@ -80,11 +80,14 @@ const HINT_CONFIG: &str = "\
      Correct the option in the file that nrt_backup.pgbackrest_config names, or reset that \
      setting.";
 const HINT_OTHER_CLUSTER: &str = "\
-     The stanza in the repository belongs to another cluster. After pg_upgrade, run pgbackrest \
-     stanza-upgrade; otherwise choose another nrt_backup.stanza or nrt_backup.repository.";
+     The stanza in the repository belongs to another cluster. After pg_upgrade, as the server's user \
+     and with PGDATA set, for the stanza \"main\": pgbackrest \
+     --config=$PGDATA/nrt_backup/pgbackrest.conf --stanza=main stanza-upgrade. With a configuration of \
+     your own, name that. Otherwise choose another nrt_backup.stanza or nrt_backup.repository.";
 const HINT_NO_STANZA: &str = "\
-     The repository has no such stanza, or lost its info files. Create it with pgbackrest \
-     stanza-create, or correct nrt_backup.repository and nrt_backup.stanza.";
+     The repository has no such stanza, or lost its info files. Correct nrt_backup.repository and \
+     nrt_backup.stanza, or create it, as the server's user and with PGDATA set, for the stanza \
+     \"main\": pgbackrest --config=$PGDATA/nrt_backup/pgbackrest.conf --stanza=main stanza-create.";
 const HINT_ARCHIVING: &str = "\
      WAL does not reach the repository. Look at pg_stat_archiver and at the server's log for what \
      archive_command said.";
@@ -95,6 +98,27 @@ const HINT_LABEL: &str = "\
      The newest backup of the repository is named after a time that has not come yet: it was taken \
      with a wrong clock, or by a pgBackRest in another time zone. Correct the clock, and run every \
      other pgBackRest on this repository with TZ=UTC. It is tried again until that time has passed.";
+const HINT_ROLE: &str = "\
+     pgBackRest connects as the superuser that initdb made. Name another one in your own pgBackRest \
+     configuration (pg1-user), or create the role.";
+const HINT_PASSWORD: &str = "\
+     pg_hba.conf asks for a password on the Unix socket. Give the operating system user of the \
+     server one in its ~/.pgpass (mode 0600), with the socket's directory or localhost for the \
+     host, or put a line \"local all postgres peer\" first in pg_hba.conf and reload it.";
+const HINT_HBA: &str = "\
+     pg_hba.conf lets nobody in on the Unix socket, over which pgBackRest connects, whatever it \
+     says of TLS. Put a line \"local all postgres peer\" first in it, and reload it.";
+const HINT_PEER: &str = "\
+     The server's operating system user may not connect as this role. Put a line \"local all \
+     postgres peer map=backup\" first in pg_hba.conf and one that maps that user in pg_ident.conf, \
+     or give it a password in its ~/.pgpass, and reload both.";
+const HINT_TABLESPACE: &str = "\
+     A tablespace was created or dropped while the backup began, and the next try copies it as it \
+     is then. If it fails in this way each time, a link in pg_tblspc belongs to no tablespace.";
+const HINT_IN_PLACE: &str = "\
+     pgBackRest backs up no tablespace that allow_in_place_tablespaces made within the data \
+     directory. Move what is in it to another (ALTER TABLE ... SET TABLESPACE), and drop it.";
+const HINT_NOT_READY: &str = "The server does not let sessions in yet, or any more.";
 const HINT_STANDBY: &str = "\
      pgBackRest found no primary: the server is in recovery, or is not the one that pg1-path and \
      pg1-port name.";
@@ -267,6 +291,25 @@ pub fn warnings(output: &str) -> Vec<String> {
     warned.map(|record| bounded(record.text)).collect()
 }
 
+/// Why no backup can be taken before an operator has changed something, by pgBackRest's words: the
+/// server lets it in on no socket. What to do.
+pub fn is_kept_out(message: &str) -> Option<&'static str> {
+    let says = |text: &str| message.contains(text);
+    // By the SQLSTATE's message, which PostgreSQL translates; pgBackRest's session has the server's
+    // lc_messages, so English is what most have.
+    if says("no password supplied") || says("password authentication failed") {
+        Some(HINT_PASSWORD)
+    } else if says("Peer authentication failed") || says("Ident authentication failed") {
+        Some(HINT_PEER)
+    } else if says("no pg_hba.conf entry for") || says("pg_hba.conf rejects connection") {
+        Some(HINT_HBA)
+    } else if says("FATAL:  role \"") && says("does not exist") {
+        Some(HINT_ROLE)
+    } else {
+        None
+    }
+}
+
 fn killed(signal: i32, output: &str) -> Verdict {
     let name = match signal {
         1 => " (SIGHUP)",
@@ -328,7 +371,13 @@ fn by_words(
         {
             (Retry, hint)
         }
+        // A tablespace that is made or dropped between pg_backup_start and the look at pg_tblspc:
+        // pgBackRest takes that for a fault of its own.
+        25 if says("not found in tablespace map") => (Retry, HINT_TABLESPACE),
+        69 if says("pg_tblspc should contain only symlinks") => (GiveUp, HINT_IN_PLACE),
         56 if !says("unable to check pg") => (usual, HINT_STANDBY),
+        56 if says("the database system is ") => (usual, HINT_NOT_READY),
+        56 => (usual, is_kept_out(message).unwrap_or(hint)),
         _ if says("[13] ") || says("Permission denied") => (usual, HINT_PERMISSION),
         _ if says("[30] ") => (usual, HINT_READ_ONLY),
         _ => (usual, hint),
@@ -479,6 +528,63 @@ mod tests {
         let verdict = judge(Some(51), None, output);
         assert_eq!(verdict.judgement, Judgement::Wait);
         assert!(verdict.hint.is_some_and(|hint| hint.contains("promoted")));
+    }
+
+    /// Seen with 2.45: a tablespace that was created while the backup began, and one that
+    /// allow_in_place_tablespaces had made.
+    #[test]
+    fn tablespaces_in_motion_are_no_fault_inside_pgbackrest() {
+        let output = "P00  ERROR: [025]: tablespace with oid 16390 not found in tablespace map\n\
+             \x20                                   HINT: was a tablespace created or dropped during \
+             the backup?\n";
+        let verdict = judge(Some(25), None, output);
+        assert_eq!(verdict.judgement, Retry);
+        assert_eq!(verdict.hint.as_deref(), Some(HINT_TABLESPACE));
+        let output = "P00  ERROR: [069]: '/pg/pg_tblspc/16391' is not a symlink - pg_tblspc should \
+             contain only symlinks\n";
+        let verdict = judge(Some(69), None, output);
+        assert_eq!(verdict.judgement, GiveUp);
+        assert!(verdict.hint.is_some_and(|hint| hint.contains("SET TABLESPACE")));
+        assert_eq!(judge(Some(25), None, "P00  ERROR: [025]: odd\n").judgement, GiveUp);
+    }
+
+    /// Without both, pgBackRest says "[037]: requires option: stanza".
+    #[test]
+    fn hints_name_configuration_and_stanza() {
+        for (hint, command) in
+            [(HINT_OTHER_CLUSTER, "stanza-upgrade"), (HINT_NO_STANZA, "stanza-create")]
+        {
+            let (_, typed) = hint.split_once("pgbackrest --config=").expect(hint);
+            let line = format!("$PGDATA/nrt_backup/pgbackrest.conf --stanza=main {command}.");
+            assert!(typed.starts_with(&line), "{hint}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_pgbackrest_out_of_the_server_is_named() {
+        for (words, hint) in [
+            ("fe_sendauth: no password supplied", "~/.pgpass"),
+            ("FATAL:  password authentication failed for user \"postgres\"", "~/.pgpass"),
+            ("FATAL:  Peer authentication failed for user \"backup\"", "pg_ident.conf"),
+            (
+                "FATAL:  no pg_hba.conf entry for host \"[local]\", user \"postgres\", database \
+                 \"postgres\", no encryption",
+                "local all postgres peer",
+            ),
+            ("FATAL:  role \"nobody_here\" does not exist", "pg1-user"),
+        ] {
+            let output = format!(
+                "P00   WARN: unable to check pg1: [DbConnectError] unable to connect to \
+                 'dbname='postgres' port=5432 host='/s'': connection to server on socket \
+                 \"/s/.s.PGSQL.5432\" failed: {words}\nP00  ERROR: [056]: unable to find primary \
+                 cluster - cannot proceed\n"
+            );
+            let verdict = judge(Some(56), None, &output);
+            assert_eq!(verdict.judgement, Retry, "somebody may mend it: {words}");
+            assert!(verdict.hint.as_deref().is_some_and(|it| it.contains(hint)), "{verdict:?}");
+            assert_eq!(is_kept_out(&verdict.message), verdict.hint.as_deref());
+        }
+        assert_eq!(is_kept_out("FATAL:  the database system is shutting down"), None);
     }
 
     #[test]

@@ -713,13 +713,20 @@ fn what_no_retry_can_mend_is_left_alone_for_a_while() {
     w.end_job(End::Lasting);
     assert_eq!(w.statuses(), [Failed]);
     w.told();
-    w.pass(minutes(15) - seconds(1));
+    // Without any backup it may be mended soon.
+    w.pass(seconds(49));
     assert_eq!(w.told(), [""; 0]);
-    w.pass(minutes(1));
+    w.pass(seconds(11));
     assert_eq!(
         w.told(),
         ["2 full missing_base waiting", "2 full missing_base running", "start 2 full"]
     );
+    for attempt in 0_u64..9 {
+        w.end_job(End::Passing);
+        let (_, not_before) = w.state().waiting().expect("the next try");
+        assert_eq!(not_before, w.now + seconds(50.min(15 << attempt)));
+        w.pass(minutes(1));
+    }
 
     let grown_and_failed = || {
         let mut w = World::protected();
