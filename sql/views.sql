@@ -79,7 +79,7 @@ COMMENT ON COLUMN nrt.status.remote IS 'Where the off-site copy is.';
 COMMENT ON COLUMN nrt.status.shipping IS 'What shipping does: off without a remote, starting, shipping, fenced, failing, paused, stopped.';
 COMMENT ON COLUMN nrt.status.shipped_lsn IS 'Up to where the cluster can be restored from the remote, which has confirmed it.';
 COMMENT ON COLUMN nrt.status.ship_lag_bytes IS 'Bytes of WAL position that are not there yet: what is lost if this machine is.';
-COMMENT ON COLUMN nrt.status.ship_lag IS 'The age of the oldest of these bytes; 0 if there are none.';
+COMMENT ON COLUMN nrt.status.ship_lag IS 'The age of the oldest of these bytes, or since when that is not known; 0 if there are none, NULL if nothing can be restored from there.';
 COMMENT ON COLUMN nrt.status.offsite_backups IS 'Backups that can be restored from the remote.';
 COMMENT ON COLUMN nrt.status.drilling IS 'Whether a restore is being tried.';
 COMMENT ON COLUMN nrt.status.worker_pid IS 'The worker''s process; pg_cancel_backend on it cancels the running backup.';
@@ -143,8 +143,8 @@ SELECT r.timeline, r.from_time, r.from_lsn::pg_lsn AS from_lsn,
        r.first_backup, r.backups, r.gap_until::pg_lsn AS gap_until
 FROM nrt.recovery_rows() r;
 COMMENT ON VIEW nrt.recovery_window IS 'From when to when the cluster can be restored: one row for each stretch of WAL without a gap.';
-COMMENT ON COLUMN nrt.recovery_window.timeline IS 'The timeline of the WAL.';
-COMMENT ON COLUMN nrt.recovery_window.from_time IS 'When the first backup in it ended; NULL where a backup on an earlier timeline leads in.';
+COMMENT ON COLUMN nrt.recovery_window.timeline IS 'The timeline that a restore follows.';
+COMMENT ON COLUMN nrt.recovery_window.from_time IS 'When the first backup in it ended.';
 COMMENT ON COLUMN nrt.recovery_window.from_lsn IS 'The first position that can be restored.';
 COMMENT ON COLUMN nrt.recovery_window.to_time IS 'When the last segment in it was archived.';
 COMMENT ON COLUMN nrt.recovery_window.to_lsn IS 'Where the last archived segment ends.';

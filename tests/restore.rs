@@ -266,6 +266,20 @@ fn what_cannot_be_reached_is_refused_and_nothing_is_changed() {
     let (code, text) = place.run("plan", &all);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("--up-to-gap") && text.contains("missing"), "{text}");
+    // A session that had promised nothing when the machine vanished has lost nothing: the hole is
+    // where WAL was on its way.
+    let file = remote.files(NAME).join("owner.json");
+    let promised = fs::read_to_string(&file).expect("it is there");
+    let mut owner: serde_json::Value = serde_json::from_str(&promised).expect("it is whole");
+    assert!(owner["shipped"].is_object(), "{promised}");
+    owner["shipped"] = serde_json::Value::Null;
+    fs::write(&file, owner.to_string()).expect("the directory is ours");
+    anew();
+    let (code, text) = place.run("plan", &all);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("had not arrived yet"), "{text}");
+    fs::write(&file, promised).expect("the directory is ours");
+    anew();
     all.push("--up-to-gap");
     let (code, text) = place.run("plan", &all);
     assert_eq!(code, 0, "{text}");

@@ -1,6 +1,8 @@
 //! The rows below the views: files of the state directory and shared memory, read where they are
 //! asked for. They work on a standby, too, and need no table.
 
+use std::time::SystemTime;
+
 use chrono::{DateTime, Utc};
 use nrt_core::crontab::Crontab;
 use nrt_core::health::{self, Severity};
@@ -8,7 +10,7 @@ use nrt_core::inventory::Inventory;
 use nrt_core::kind::BackupType;
 use nrt_core::layout;
 use nrt_core::lsn::{Lsn, Segment};
-use nrt_core::offsite::Phase;
+use nrt_core::offsite::{Phase, Status};
 use nrt_core::options;
 use nrt_core::pgbackrest::progress::{self, Progress};
 use nrt_core::recovery;
@@ -42,6 +44,9 @@ pub(crate) fn check_rows() -> Vec<(String, String, String, Option<String>)> {
         if shared::look().1.health_is_old {
             checks.retain(|check| check.name != health::STATE_DIRECTORY);
             checks.push(health::outdated());
+        }
+        if let Some((_, told)) = told(shared::look().1.shipping) {
+            health::heed_silence(&mut checks, &told, Utc::now());
         }
         checks
     };
@@ -110,6 +115,17 @@ struct Remote {
     backups: Option<i32>,
 }
 
+/// What shipping has told since it runs, if it runs.
+fn told(shipping: Shipping) -> Option<(SystemTime, Status)> {
+    match shipping {
+        // What the process before it has left may be about another remote.
+        Shipping::Running { stale } => {
+            state_directory::ship().filter(|(written, _)| Some(*written) != stale)
+        }
+        _ => None,
+    }
+}
+
 /// What is known of the remote: what shipping has told last, or that it tells nothing.
 fn remote(worker: i32, shipping: Shipping, flushed: Option<Lsn>) -> Remote {
     let word = match shipping {
@@ -122,20 +138,20 @@ fn remote(worker: i32, shipping: Shipping, flushed: Option<Lsn>) -> Remote {
     let told = match shipping {
         Shipping::Off => None,
         Shipping::Paused | Shipping::Stopped => state_directory::ship(),
-        // What the process before it has left may be about another remote.
-        Shipping::Running { stale } => {
-            state_directory::ship().filter(|(written, _)| Some(*written) != stale)
-        }
+        Shipping::Running { .. } => told(shipping),
     };
     // A standby has the file of the server that it was copied from.
     let Some((_, told)) = told.filter(|_| flushed.is_some()) else {
         return Remote { word, ..Remote::default() };
     };
     let shipped = told.shipped.map(|position| position.flushed);
+    // More than was written here is of another life of this server.
     let missing =
-        flushed.zip(shipped).map(|(flushed, shipped)| flushed.0.saturating_sub(shipped.0));
+        flushed.zip(shipped).and_then(|(flushed, shipped)| flushed.0.checked_sub(shipped.0));
     let runs = matches!(shipping, Shipping::Running { .. }) && worker != 0;
+    // Where nothing can be restored, nothing is known to be safe.
     let lag = match told.behind_since {
+        _ if missing.is_none() => None,
         Some(since) => Some((Utc::now() - since).as_seconds_f64().max(0.0)),
         // Nobody has looked since it stopped.
         None => (runs || missing == Some(0)).then_some(0.0),
@@ -352,15 +368,14 @@ mod nrt {
         ),
     > {
         let inventory = state_directory::inventory();
-        let size = wal::segment_size();
         let archived = last_archived();
         let windows = inventory
-            .map(|it| recovery::windows(&it, postgres::system_identifier(), size, archived))
+            .map(|it| recovery::windows(&it, postgres::system_identifier(), archived))
             .unwrap_or_default();
         let rows = windows.into_iter().map(|window| {
             (
                 i64::from(window.timeline),
-                window.from_time.and_then(moment),
+                moment(window.from_time),
                 Some(window.from.to_string()),
                 window.to_time.and_then(moment),
                 Some(window.to.to_string()),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use chrono::TimeDelta;
+use nrt_core::archiving::Archiver;
 use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::kind::{BackupType, Trigger};
 use nrt_core::layout::{self, Tool};
@@ -20,7 +21,7 @@ use nrt_core::settings::Settings;
 use nrt_process::{Leashed, Spec, allowed, allowed_for_rclone, allowed_in_zone, files};
 
 use crate::postgres::{self, wal};
-use crate::state_directory;
+use crate::{archiving, state_directory};
 
 /// Between SIGTERM and SIGKILL. pgBackRest ends within 20 ms when its whole group is told to.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -63,11 +64,15 @@ pub(crate) fn look(
     settings: &Settings,
     thorough: bool,
 ) -> Result<Leashed, Failure> {
-    let plan =
-        serde_json::to_string(&Plan::new(server, settings, thorough)).map_err(|error| Failure {
-            message: format!("could not describe the look: {error}"),
-            hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),
-        })?;
+    let archiving = archiving::now();
+    let by_pgbackrest = matches!(archiving.by, Archiver::Ours | Archiver::PgBackRest);
+    let timeline = wal::flushed().map(|(timeline, _)| timeline);
+    let timeline = timeline.filter(|_| archiving.mode_on && by_pgbackrest);
+    let plan = Plan::new(server, settings, thorough, timeline);
+    let plan = serde_json::to_string(&plan).map_err(|error| Failure {
+        message: format!("could not describe the look: {error}"),
+        hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),
+    })?;
     let args = vec!["look".to_string(), plan];
     start(nrt_backup(), args, None, Some(LOOK_LIMIT), false)
 }

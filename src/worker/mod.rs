@@ -205,8 +205,11 @@ impl Worker {
             self.events.push_back(Event::Tick);
             self.settle();
             self.ship.settle();
+            self.ship.report_if_due();
             self.drill();
+            self.ship.report_if_due();
             self.evaluate();
+            self.ship.report_if_due();
             self.publish();
             self.show();
             self.drills.tell();

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use nrt_core::health::{Process, Shipping};
+use nrt_core::health::{Process, SILENT, Shipping, UNRESTORABLE};
 use nrt_core::inventory::Failure;
 use nrt_core::look::Server;
 use nrt_core::offsite::supervisor::Supervisor;
-use nrt_core::offsite::{Phase, Plan, Position, Status};
+use nrt_core::offsite::{Phase, Plan, Position, Report, Status};
 use nrt_core::settings::Settings;
 use nrt_core::words::last_words;
 use nrt_process::Leashed;
@@ -47,7 +47,6 @@ struct Running {
     told_to_stop: Option<Instant>,
     started: Instant,
     since: DateTime<Utc>,
-    told: Option<Position>,
     /// When the position and the status are looked at next.
     next_position: Instant,
     next_status: Instant,
@@ -136,7 +135,6 @@ impl Ship {
                     told_to_stop: None,
                     started: now,
                     since: Utc::now(),
-                    told: None,
                     next_position: now,
                     next_status: now,
                     stale,
@@ -176,15 +174,12 @@ impl Ship {
         self.ended = Some(words);
     }
 
-    /// What is due every so often: tells the child how far the WAL is, if that has changed, and
-    /// answers whether the child has told something.
+    /// What is due every so often: reports to the child how far the WAL is, also where that has not
+    /// changed, and answers whether the child has told something.
     pub(super) fn attend(&mut self) -> bool {
+        self.report_if_due();
         let now = Instant::now();
         let Some(running) = &mut self.running else { return false };
-        if running.next_position <= now {
-            running.next_position = now + self.interval;
-            running.tell();
-        }
         if running.next_status > now {
             return false;
         }
@@ -198,6 +193,16 @@ impl Ship {
             self.ended = None;
         }
         true
+    }
+
+    /// Reports the position if that is due: between the steps of the worker's loop, each of which may
+    /// wait for a disk.
+    pub(super) fn report_if_due(&mut self) {
+        let now = Instant::now();
+        if let Some(running) = self.running.as_mut().filter(|it| it.next_position <= now) {
+            running.next_position = now + self.interval;
+            running.report();
+        }
     }
 
     fn seen(&self) -> Option<SystemTime> {
@@ -220,9 +225,17 @@ impl Ship {
             return Some(self.not_before.saturating_duration_since(Instant::now()));
         }
         let (_, status) = self.status.as_ref()?;
-        let limit = TimeDelta::try_seconds(settings.max_ship_lag)?;
-        let until = status.behind_since?.checked_add_signed(limit)? - Utc::now();
-        until.to_std().ok()
+        let lag = TimeDelta::try_seconds(settings.max_ship_lag);
+        let unrestorable = status.unrestorable.as_ref().map(|it| it.since);
+        let limits = [
+            (status.behind_since, lag),
+            (unrestorable, Some(UNRESTORABLE)),
+            (status.silent_since, Some(SILENT)),
+        ];
+        let until = limits.into_iter().filter_map(|(since, limit)| {
+            (since?.checked_add_signed(limit?)? - Utc::now()).to_std().ok()
+        });
+        until.min()
     }
 
     /// Where backups go off-site to, if anywhere.
@@ -248,7 +261,10 @@ impl Ship {
             // It is about to be started.
             (.., None) => Process::Running { since: Utc::now() },
         };
-        Shipping { process, status: self.status.as_ref().map(|(_, status)| status.clone()) }
+        // The status first: what was shipped by then was flushed before.
+        let status = self.status.as_ref().map(|(_, status)| status.clone());
+        let flushed = wal::flushed().map(|(timeline, flushed)| Position { timeline, flushed });
+        Shipping { process, status, flushed }
     }
 
     /// How it goes, for the SQL functions.
@@ -276,7 +292,7 @@ impl Running {
     fn stop(&mut self) {
         match self.told_to_stop {
             None => {
-                self.tell();
+                self.report();
                 self.child.end_input();
                 self.told_to_stop = Some(Instant::now());
             }
@@ -285,18 +301,15 @@ impl Running {
         }
     }
 
-    /// Tells how far the WAL is, unless the child knows. What it does not take now it is told the
-    /// next time; that it has ended is noticed elsewhere.
-    fn tell(&mut self) {
+    /// Reports how far the WAL is. A report that the child does not take now is replaced by the next
+    /// one; that the child has ended is noticed elsewhere.
+    fn report(&mut self) {
+        // Before the position is read: all that was on disk by then lies before it.
+        let at = Utc::now();
         let Some((timeline, flushed)) = wal::flushed() else { return };
-        let position = Position { timeline, flushed };
-        if self.told == Some(position) {
-            return;
-        }
-        let Ok(mut line) = serde_json::to_vec(&position) else { return };
+        let report = Report { position: Position { timeline, flushed }, at: Some(at) };
+        let Ok(mut line) = serde_json::to_vec(&report) else { return };
         line.push(b'\n');
-        if self.child.tell(&line).unwrap_or(false) {
-            self.told = Some(position);
-        }
+        let _ = self.child.tell(&line);
     }
 }

@@ -3,6 +3,8 @@
 //! `nrt-backup look` writes it, the worker decides by it, and the SQL views show it. Looking is
 //! work for a child process: pgBackRest can be slow, and a file system over the network can hang.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -62,9 +64,21 @@ pub struct Repository {
     pub info: StanzaInfo,
     /// Stretches of the archive without a gap, by cluster, timeline and position.
     pub archive: Vec<ArchiveRange>,
+    /// The timelines whose history files are in the archive of the newest cluster: the earlier
+    /// timelines, and where each was left.
+    #[serde(default)]
+    pub histories: BTreeMap<u32, Vec<(u32, Lsn)>>,
+    /// Why history files of the server's timelines are missing in the archive, if some are.
+    #[serde(default)]
+    pub histories_missing: Option<Failure>,
 }
 
 impl Repository {
+    /// A repository without any history file.
+    pub fn new(info: StanzaInfo, archive: Vec<ArchiveRange>) -> Repository {
+        Repository { info, archive, histories: BTreeMap::new(), histories_missing: None }
+    }
+
     /// Whether the stanza still has to be created.
     pub fn stanza_is_missing(&self) -> bool {
         matches!(self.info.code, info::MISSING_STANZA_PATH | info::MISSING_STANZA_DATA)
@@ -143,7 +157,7 @@ impl Inventory {
 
     /// The archive of the cluster with this system identifier.
     pub fn archive_of(&self, system_id: u64) -> Vec<ArchiveRange> {
-        let Ok(Repository { info, archive }) = &self.repository else { return Vec::new() };
+        let Ok(Repository { info, archive, .. }) = &self.repository else { return Vec::new() };
         let ours = |range: &&ArchiveRange| {
             // Only the first repository's archive is listed.
             info.archives.iter().any(|it| {

@@ -42,6 +42,10 @@ pub struct Plan {
     pub compress_type: String,
     /// Whether to look at everything, also where nothing seems to have changed.
     pub thorough: bool,
+    /// The timeline that the server writes, if pgBackRest archives its WAL: the history files of
+    /// that one and of those before it belong in the archive.
+    #[serde(default)]
+    pub archived_timeline: Option<u32>,
 }
 
 /// What the server knows of itself.
@@ -65,7 +69,12 @@ pub struct Server {
 
 impl Plan {
     /// What a look at `server` under `settings` needs to know.
-    pub fn new(server: &Server, settings: &Settings, thorough: bool) -> Plan {
+    pub fn new(
+        server: &Server,
+        settings: &Settings,
+        thorough: bool,
+        archived_timeline: Option<u32>,
+    ) -> Plan {
         Plan {
             state: server.state.clone(),
             data_directory: server.data_directory.clone(),
@@ -86,6 +95,7 @@ impl Plan {
             process_max: settings.processes(server.cores),
             compress_type: settings.compress_type.clone(),
             thorough,
+            archived_timeline,
         }
     }
 }

@@ -1,19 +1,25 @@
-//! Tells from when to when the cluster can be restored.
+//! Tells from when to when the cluster can be restored from its repository.
+//!
+//! What can be restored is computed by the plan of a restore, [`plan::windows`]: this module only
+//! hands it what the last look found.
 
 use chrono::{DateTime, Utc};
 
 use crate::inventory::Inventory;
 use crate::lsn::{Lsn, Segment};
 use crate::pgbackrest::archive::ArchiveRange;
+use crate::restore::Refusal;
+use crate::restore::catalog::Catalog;
+use crate::restore::plan;
 
 /// A stretch of the past without a gap: every moment in it can be restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
-    /// The timeline of the WAL.
+    /// The timeline that a restore follows.
     pub timeline: u32,
-    /// When its first backup ended; `None` where a backup on an earlier timeline leads in.
-    pub from_time: Option<DateTime<Utc>>,
-    /// Where its first backup ended, or where the timeline begins.
+    /// When its first backup ended.
+    pub from_time: DateTime<Utc>,
+    /// Where its first backup ended.
     pub from: Lsn,
     /// When its last segment was archived.
     pub to_time: Option<DateTime<Utc>>,
@@ -34,55 +40,70 @@ pub struct Window {
 pub fn windows(
     inventory: &Inventory,
     system_id: u64,
-    segment_size: u64,
     archived: Option<(Segment, DateTime<Utc>)>,
 ) -> Vec<Window> {
-    let ranges = extended(inventory.archive_of(system_id), segment_size, archived);
-    let mut windows: Vec<Window> = Vec::new();
-    for (place, range) in ranges.iter().enumerate() {
-        let gap_until = ranges
-            .get(place + 1)
-            .filter(|next| next.timeline == range.timeline)
-            .map(|next| next.from);
-        let mut inside = inventory.backups_of(system_id).filter_map(|backup| {
-            let stop = backup.stop_lsn?;
-            let start = backup.start_lsn.unwrap_or(stop);
-            let within =
-                backup.timeline == Some(range.timeline) && range.from <= start && stop <= range.to;
-            within.then_some((stop, backup))
-        });
-        // A timeline that branched off from one that can be restored up to there. After a gap it
-        // is too late for that, also where the other one goes on.
-        let begins = place == 0 || ranges[place - 1].timeline != range.timeline;
-        let lead_in = windows
-            .iter()
-            .rev()
-            .filter(|_| begins)
-            .find(|it| it.timeline < range.timeline && it.from <= range.from && range.from <= it.to)
-            .map(|it| it.first_backup.clone());
-        let (from, from_time, first_backup, backups) = match (lead_in, inside.next()) {
-            (Some(label), first) => {
-                (range.from, None, label, u64::from(first.is_some()) + inside.count() as u64)
-            }
-            (None, Some((stop, backup))) => {
-                let label = backup.label.clone();
-                (stop, Some(backup.stop_time), label, 1 + inside.count() as u64)
-            }
-            (None, None) => continue,
-        };
-        windows.push(Window {
-            timeline: range.timeline,
-            from_time,
-            from,
-            to_time: range.newest_time,
-            to: range.to,
-            first_backup,
-            backups,
-            gap_until,
-        });
-    }
-    windows
+    let (catalog, ranges) = catalog(inventory, system_id, archived);
+    let archived_at = |timeline: u32, to: Lsn| {
+        let holds = |it: &&ArchiveRange| it.timeline <= timeline && it.from < to && to <= it.to;
+        ranges.iter().rfind(holds)?.newest_time
+    };
+    plan::windows(&catalog)
+        .into_iter()
+        .map(|window| Window {
+            timeline: window.timeline,
+            from_time: window.from,
+            from: window.from_lsn,
+            to_time: archived_at(window.timeline, window.to_lsn),
+            to: window.to_lsn,
+            first_backup: window.backup,
+            backups: window.backups,
+            gap_until: window.gap_until,
+        })
+        .collect()
 }
+
+/// Why no backup of the cluster can be restored from its repository, although some are there.
+pub fn nothing_restorable(inventory: &Inventory, system_id: u64) -> Option<Refusal> {
+    let (catalog, _) = catalog(inventory, system_id, None);
+    if catalog.backups.is_empty() {
+        return None;
+    }
+    plan::latest(&catalog).err()
+}
+
+/// What the last look found in the repository, as a restore sees it, and the runs of its archive.
+fn catalog(
+    inventory: &Inventory,
+    system_id: u64,
+    archived: Option<(Segment, DateTime<Utc>)>,
+) -> (Catalog, Vec<ArchiveRange>) {
+    let ranges = inventory.archive_of(system_id);
+    // Each range is a number of whole segments.
+    let size = ranges.iter().find_map(|it| it.to.since(it.from).checked_div(it.segments));
+    let segment_size = size.filter(|size| *size > 0).unwrap_or(USUAL_SEGMENT);
+    let ranges = extended(ranges, segment_size, archived);
+    let mut catalog = Catalog {
+        source: "the repository".to_string(),
+        stanza: inventory.stanza.clone(),
+        system_id,
+        segment_size,
+        // Only the first repository's archive is listed.
+        backups: inventory.backups_of(system_id).filter(|it| it.repo == 1).cloned().collect(),
+        is_ordered: true,
+        ..Catalog::default()
+    };
+    for range in &ranges {
+        let (first, end) = (range.from.0 / segment_size, range.to.0 / segment_size);
+        catalog.wal.archive_run(range.timeline, first, end);
+    }
+    if let Ok(repository) = &inventory.repository {
+        catalog.histories.clone_from(&repository.histories);
+    }
+    (catalog, ranges)
+}
+
+/// Bytes of a segment, where no archived one tells.
+const USUAL_SEGMENT: u64 = 16 << 20;
 
 /// The archive, with what the archiver has added since it was listed.
 fn extended(
@@ -168,10 +189,10 @@ mod tests {
             listed_at: minute(0),
             stanza: "main".to_string(),
             pgbackrest: Ok(MINIMUM),
-            repository: Ok(Repository {
-                info: parse_info(&info.to_string(), "main").expect("info"),
-                archive: archive.iter().map(range).collect(),
-            }),
+            repository: Ok(Repository::new(
+                parse_info(&info.to_string(), "main").expect("info"),
+                archive.iter().map(range).collect(),
+            )),
             repository_disk: None,
             wal_disk: None,
             state_not_excluded: false,
@@ -183,7 +204,7 @@ mod tests {
     /// and where the archive goes on.
     fn found(inventory: &Inventory) -> Vec<(u32, f64, f64, String, u64, Option<f64>)> {
         let in_segments = |lsn: Lsn| lsn.0 as f64 / SIZE as f64;
-        windows(inventory, OURS, SIZE, None)
+        windows(inventory, OURS, None)
             .into_iter()
             .map(|it| {
                 let (from, to) = (in_segments(it.from), in_segments(it.to));
@@ -210,8 +231,8 @@ mod tests {
             &[("a", 1, 2.0, 3.5), ("damaged", 1, 5.0, 5.5), ("b", 1, 7.0, 7.5)],
         );
         assert_eq!(found(&inventory), [window(1, 3.5, 9.0, "a", 3, None)]);
-        let first = &windows(&inventory, OURS, SIZE, None)[0];
-        assert_eq!((first.from_time, first.to_time), (Some(minute(3) + half()), Some(minute(9))));
+        let first = &windows(&inventory, OURS, None)[0];
+        assert_eq!((first.from_time, first.to_time), (minute(3) + half(), Some(minute(9))));
     }
 
     fn half() -> chrono::TimeDelta {
@@ -258,71 +279,117 @@ mod tests {
         assert_eq!(found(&repository(&[(1, 2, 5)], &[("a", 2, 3.0, 4.0)])), []);
     }
 
+    /// The same with history files: the timelines, and where each was left, in segments.
+    fn with_histories(mut inventory: Inventory, histories: &[(u32, &[(u32, f64)])]) -> Inventory {
+        let parents = |left: &[(u32, f64)]| -> Vec<(u32, Lsn)> {
+            left.iter().map(|&(timeline, at)| (timeline, segments(at))).collect()
+        };
+        if let Ok(repository) = &mut inventory.repository {
+            repository.histories =
+                histories.iter().map(|&(it, left)| (it, parents(left))).collect();
+        }
+        inventory
+    }
+
     #[test]
     fn a_timeline_is_led_in_by_the_one_it_branched_off_from() {
-        let a = ("a", 1, 2.0, 2.5);
-        for (archive, backups, expected) in [
+        type Histories = &'static [(u32, &'static [(u32, f64)])];
+        let (a, b) = (("a", 1, 2.0, 2.5), ("b", 2, 6.0, 6.5));
+        let at_five: Histories = &[(2, &[(1, 5.0)])];
+        let cases: Vec<(_, Vec<_>, Histories, Vec<_>)> = vec![
             // After a promotion: no backup on the new timeline yet, and then one.
+            (vec![(1, 2, 5), (2, 5, 8)], vec![a], at_five, vec![window(2, 2.5, 8.0, "a", 1, None)]),
             (
                 vec![(1, 2, 5), (2, 5, 8)],
-                vec![a],
-                vec![window(1, 2.5, 5.0, "a", 1, None), window(2, 5.0, 8.0, "a", 0, None)],
+                vec![a, b],
+                at_five,
+                vec![window(2, 2.5, 8.0, "a", 2, None)],
             ),
+            // Without its history file, a timeline is followed only from its own backup.
             (
                 vec![(1, 2, 5), (2, 5, 8)],
-                vec![a, ("b", 2, 6.0, 6.5)],
-                vec![window(1, 2.5, 5.0, "a", 1, None), window(2, 5.0, 8.0, "a", 1, None)],
+                vec![a, b],
+                &[],
+                vec![window(1, 2.5, 5.0, "a", 1, None), window(2, 6.5, 8.0, "b", 1, None)],
             ),
             // After a restore to an earlier point, twice.
             (
                 vec![(1, 2, 9), (2, 6, 8), (3, 7, 10)],
                 vec![a],
+                &[(2, &[(1, 6.0)]), (3, &[(1, 6.0), (2, 7.0)])],
                 vec![
                     window(1, 2.5, 9.0, "a", 1, None),
-                    window(2, 6.0, 8.0, "a", 0, None),
-                    window(3, 7.0, 10.0, "a", 0, None),
+                    window(2, 2.5, 8.0, "a", 1, None),
+                    window(3, 2.5, 10.0, "a", 1, None),
                 ],
             ),
             // The segments around the branch are missing: the new timeline hangs in the air.
-            (vec![(1, 2, 4), (2, 5, 8)], vec![a], vec![window(1, 2.5, 4.0, "a", 1, None)]),
             (
                 vec![(1, 2, 4), (2, 5, 8)],
-                vec![a, ("b", 2, 6.0, 6.5)],
-                vec![window(1, 2.5, 4.0, "a", 1, None), window(2, 6.5, 8.0, "b", 1, None)],
+                vec![a],
+                at_five,
+                vec![window(1, 2.5, 4.0, "a", 1, Some(5.0))],
+            ),
+            (
+                vec![(1, 2, 4), (2, 5, 8)],
+                vec![a, b],
+                at_five,
+                vec![window(1, 2.5, 4.0, "a", 1, Some(5.0)), window(2, 6.5, 8.0, "b", 1, None)],
             ),
             // It branched off before what the backup can be restored to.
             (
                 vec![(1, 2, 9), (2, 2, 8)],
                 vec![("a", 1, 3.0, 3.5)],
+                &[(2, &[(1, 2.0)])],
                 vec![window(1, 3.5, 9.0, "a", 1, None)],
             ),
             // Behind a gap in the new timeline the old one is of no help.
             (
                 vec![(1, 2, 9), (2, 4, 5), (2, 6, 8)],
                 vec![a],
-                vec![window(1, 2.5, 9.0, "a", 1, None), window(2, 4.0, 5.0, "a", 0, Some(6.0))],
+                &[(2, &[(1, 4.0)])],
+                vec![window(1, 2.5, 9.0, "a", 1, None), window(2, 2.5, 5.0, "a", 1, Some(6.0))],
             ),
-        ] {
-            assert_eq!(found(&repository(&archive, &backups)), expected, "{archive:?}");
+        ];
+        for (archive, backups, histories, expected) in cases {
+            let inventory = with_histories(repository(&archive, &backups), histories);
+            assert_eq!(found(&inventory), expected, "{archive:?}");
         }
-        let inventory = repository(&[(1, 2, 5), (2, 5, 8)], &[a]);
-        let led_in = &windows(&inventory, OURS, SIZE, None)[1];
-        assert_eq!((led_in.from_time, led_in.to_time), (None, Some(minute(8))));
     }
 
     #[test]
     fn what_was_archived_since_the_look_belongs_to_the_window() {
-        let inventory = repository(&[(1, 2, 4), (1, 5, 7), (2, 7, 8)], &[("a", 1, 5.0, 5.5)]);
+        let inventory = with_histories(
+            repository(&[(1, 2, 4), (1, 5, 7), (2, 7, 8)], &[("a", 1, 5.0, 5.5)]),
+            &[(2, &[(1, 7.0)])],
+        );
         let ends = |timeline, number| {
             let archived = Some((Segment { timeline, number }, minute(99)));
-            let windows = windows(&inventory, OURS, SIZE, archived);
+            let windows = windows(&inventory, OURS, archived);
             windows.iter().map(|it| (it.to.0 / SIZE, it.to_time)).collect::<Vec<_>>()
         };
-        let listed = [(7, Some(minute(7))), (8, Some(minute(8)))];
-        assert_eq!(ends(1, 8), [(9, Some(minute(99))), listed[1]]);
-        assert_eq!(ends(2, 20), [listed[0], (21, Some(minute(99)))]);
-        assert_eq!(ends(1, 6), listed, "known already");
-        assert_eq!(ends(3, 20), listed, "nothing of the timeline is known to be there");
+        let listed = (8, Some(minute(8)));
+        assert_eq!(ends(1, 8), [(9, Some(minute(99))), listed]);
+        assert_eq!(ends(2, 20), [(21, Some(minute(99)))]);
+        assert_eq!(ends(1, 6), [listed], "known already");
+        assert_eq!(ends(3, 20), [listed], "nothing of the timeline is known to be there");
+    }
+
+    #[test]
+    fn that_no_backup_can_be_restored_is_told_with_its_reason() {
+        let whole = repository(&[(1, 2, 9)], &[("a", 1, 3.0, 4.0)]);
+        assert_eq!(nothing_restorable(&whole, OURS), None);
+        assert_eq!(nothing_restorable(&repository(&[], &[]), OURS), None);
+        let without_wal = repository(&[(1, 6, 9)], &[("a", 1, 3.0, 4.0)]);
+        let refusal = nothing_restorable(&without_wal, OURS).expect("nothing");
+        assert!(
+            refusal.hint.contains("the WAL that was written while it was taken"),
+            "{refusal:?}"
+        );
+        // WAL of a timeline that nobody can follow hides the backups of the one before.
+        let without_history = repository(&[(1, 2, 5), (2, 5, 8)], &[("a", 1, 2.0, 2.5)]);
+        let refusal = nothing_restorable(&without_history, OURS).expect("nothing");
+        assert!(refusal.message.contains("the history file of timeline 2"), "{refusal:?}");
     }
 
     #[test]
@@ -330,19 +397,19 @@ mod tests {
         let inventory = repository(&[(1, 2, 4)], &[("a", 1, 3.0, 4.5)]);
         assert_eq!(found(&inventory), []);
         let archived = Some((Segment { timeline: 1, number: 4 }, minute(5)));
-        assert_eq!(windows(&inventory, OURS, SIZE, archived).len(), 1);
+        assert_eq!(windows(&inventory, OURS, archived).len(), 1);
     }
 
     #[test]
     fn another_clusters_wal_and_backups_are_no_window() {
         let mut inventory = repository(&[(1, 2, 9)], &[("a", 1, 3.0, 4.0)]);
-        assert_eq!(windows(&inventory, 2, SIZE, None), []);
+        assert_eq!(windows(&inventory, 2, None), []);
         if let Ok(repository) = &mut inventory.repository {
             repository.archive[0].archive_id = "15-2".to_string();
         }
-        assert_eq!(windows(&inventory, OURS, SIZE, None), []);
+        assert_eq!(windows(&inventory, OURS, None), []);
         inventory.repository =
             Err(Failure { message: "no repository".to_string(), hint: String::new() });
-        assert_eq!(windows(&inventory, OURS, SIZE, None), []);
+        assert_eq!(windows(&inventory, OURS, None), []);
     }
 }

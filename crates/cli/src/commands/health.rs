@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use chrono::Utc;
 use nrt_core::health::{self, Check, Severity};
 use nrt_core::inventory::Inventory;
 use nrt_core::kind::BackupType;
 use nrt_core::layout::{self, Restored};
+use nrt_core::offsite::Status;
 use nrt_core::words::one_line;
 
 use super::server::{self, Server};
@@ -71,7 +73,10 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn look(server: &Server, state: &Path) -> Seen {
     let inventory: Option<Inventory> = server::read(state, layout::INVENTORY);
-    let checks: Vec<Check> = server::read(state, layout::HEALTH).unwrap_or_default();
+    let mut checks: Vec<Check> = server::read(state, layout::HEALTH).unwrap_or_default();
+    if let Some(status) = server::read::<Status>(state, layout::SHIP) {
+        health::heed_silence(&mut checks, &status, Utc::now());
+    }
     let restored: Option<Restored> = server::read(state, layout::RESTORED);
     let status = server.postmaster_file();
     Seen {

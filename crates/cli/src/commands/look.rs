@@ -4,6 +4,7 @@
 //! configuration for the version that it finds, and puts everything into files of the state
 //! directory, each replaced as a whole.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -16,6 +17,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use nrt_core::inventory::{Disk, Failure, FileIdentity, Inventory, Repository};
 use nrt_core::layout::{self, Tool};
 use nrt_core::look::Plan;
+use nrt_core::lsn::Lsn;
+use nrt_core::offsite::tail::{history_name, parse_history};
 use nrt_core::pgbackrest::config::{self, BadConfig, ConfigInput};
 use nrt_core::pgbackrest::version::{MINIMUM, Version};
 use nrt_core::pgbackrest::{archive, command, exit, info, label, own};
@@ -246,7 +249,18 @@ impl Look {
         let before = fs::read(self.state.join(layout::INVENTORY)).ok()?;
         let before: Inventory = serde_json::from_slice(&before).ok()?;
         let age = now - before.listed_at;
-        let good = before.repository.as_ref().is_ok_and(|it| it.problem().is_none())
+        let is_whole = |it: &Repository| {
+            let current = self.plan.archived_timeline.filter(|it| *it > 1);
+            let pg_wal = Path::new(&self.plan.data_directory).join("pg_wal");
+            it.problem().is_none()
+                && it.histories_missing.is_none()
+                // Also after a promotion, of which the archive shows nothing.
+                && current.is_none_or(|timeline| {
+                    it.histories.contains_key(&timeline)
+                        || !pg_wal.join(history_name(timeline)).exists()
+                })
+        };
+        let good = before.repository.as_ref().is_ok_and(is_whole)
             && before.stanza == fresh.stanza
             && before.pgbackrest == fresh.pgbackrest
             // An account from the future tells that the clock was set back since then.
@@ -293,7 +307,7 @@ impl Look {
             hint: "Run pgbackrest info --output=json to see it.".to_string(),
         })?;
         if info.archives.is_empty() {
-            return Ok(Repository { info, archive: Vec::new() });
+            return Ok(Repository::new(info, Vec::new()));
         }
         let answer = self.call(program, &command::repo_ls(&tool.config, &tool.stanza))?;
         let text = String::from_utf8_lossy(&answer);
@@ -302,8 +316,90 @@ impl Look {
             message: format!("pgBackRest's listing of the archive cannot be read: {error}"),
             hint: "Run pgbackrest repo-ls to see it.".to_string(),
         })?;
-        let archive = archive.ranges;
-        Ok(Repository { info, archive })
+        let mut repository = Repository::new(info, archive.ranges);
+        // The archive that is written now.
+        let newest = repository.info.archives.iter().rfind(|it| it.repo == 1);
+        let Some(id) = newest.map(|it| it.id.clone()) else { return Ok(repository) };
+        let there: BTreeSet<u32> = archive
+            .histories
+            .iter()
+            .filter(|it| it.archive_id == id)
+            .map(|it| it.timeline)
+            .collect();
+        for &timeline in &there {
+            let parents = self.archived_history(tool, &id, timeline)?;
+            repository.histories.insert(timeline, parents);
+        }
+        if repository.problem().is_none() {
+            let outcome = self.archive_histories(tool, &there, &mut repository.histories);
+            repository.histories_missing = outcome.err();
+        }
+        Ok(repository)
+    }
+
+    /// What a history file of the archive says.
+    fn archived_history(
+        &self,
+        tool: &Tool,
+        id: &str,
+        timeline: u32,
+    ) -> Result<Vec<(u32, Lsn)>, Failure> {
+        let path = format!("{id}/{}", history_name(timeline));
+        let below = self.repository_directory().map(PathBuf::from);
+        let stored = below.map(|it| it.join("archive").join(&tool.stanza).join(&path));
+        let plain =
+            stored.and_then(|file| fs::read_to_string(file).ok()).map(|it| parse_history(&it));
+        if let Some(parents) = plain.filter(|it| !it.is_empty()) {
+            return Ok(parents);
+        }
+        // Encrypted, or not on this machine.
+        let args = command::archive_get_file(&tool.config, &tool.stanza, &path);
+        let text = self.call(Path::new(&tool.program), &args)?;
+        Ok(parse_history(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Archives the history files of the server's timelines that the archive lacks: a server that
+    /// was promoted before it had this archive has marked them as archived, and its archiver never
+    /// brings them.
+    fn archive_histories(
+        &self,
+        tool: &Tool,
+        there: &BTreeSet<u32>,
+        known: &mut BTreeMap<u32, Vec<(u32, Lsn)>>,
+    ) -> Result<(), Failure> {
+        let Some(current) = self.plan.archived_timeline.filter(|it| *it > 1) else { return Ok(()) };
+        let pg_wal = Path::new(&self.plan.data_directory).join("pg_wal");
+        let read = |timeline| {
+            fs::read_to_string(pg_wal.join(history_name(timeline))).map(|it| parse_history(&it))
+        };
+        let missing = |timeline: u32, why: &str| Failure {
+            message: format!(
+                "the history file of timeline {timeline}, {}, is not in the archive: {why}",
+                history_name(timeline)
+            ),
+            hint: "A backup that was taken on an earlier timeline cannot be restored to this one. \
+                   Take one with SELECT nrt_backup_now('full')."
+                .to_string(),
+        };
+        // A server can be without it, and its own backups need none.
+        let Ok(parents) = read(current) else { return Ok(()) };
+        let earlier = parents.iter().map(|(timeline, _)| *timeline).filter(|it| *it > 1);
+        for timeline in earlier.chain([current]).filter(|it| !there.contains(it)) {
+            let name = history_name(timeline);
+            // PostgreSQL follows a timeline by its own history file alone: an earlier one that is
+            // gone from pg_wal is of no consequence.
+            let Ok(parents) = read(timeline) else { continue };
+            // Two that archive the same file write the same temporary one.
+            if pg_wal.join("archive_status").join(format!("{name}.ready")).exists() {
+                continue;
+            }
+            let file = pg_wal.join(&name).to_string_lossy().into_owned();
+            let args = command::archive_push_history(&tool.config, &tool.stanza, &file);
+            self.call(Path::new(&tool.program), &args)
+                .map_err(|failure| missing(timeline, &failure.message))?;
+            known.insert(timeline, parents);
+        }
+        Ok(())
     }
 
     fn call(&self, program: &Path, args: &[String]) -> Result<Vec<u8>, Failure> {
@@ -394,7 +490,7 @@ mod tests {
             state_not_excluded: false,
             info_file: look.info_file(),
         };
-        let mut before = inventory(Ok(Repository { info, archive: Vec::new() }));
+        let mut before = inventory(Ok(Repository::new(info, Vec::new())));
         if let Ok(repository) = &mut before.repository {
             repository.info.code = info::NO_VALID_BACKUPS;
         }
@@ -424,6 +520,7 @@ mod tests {
             process_max: 1,
             compress_type: "zst".to_string(),
             thorough: false,
+            archived_timeline: None,
         };
         let look = Look { environment: Vec::new(), state: plan.state.clone().into(), plan };
         let directory = root.path().join("repository/backup/main");

@@ -68,6 +68,10 @@ fn collect(state: &Path, server_is_running: bool, now: DateTime<Utc>) -> Report 
     let offsite: Option<Status> = server::read(state, layout::SHIP);
     let offsite = offsite.filter(|_| !remote.is_some_and(health::is_off));
     // Shipping that has ended, or was paused, leaves its last word behind.
+    if let Some(status) = offsite.as_ref().filter(|_| server_is_running) {
+        health::heed_silence(&mut health, status, now);
+    }
+    let remote = health.iter().find(|check| check.name == "remote");
     let ships = server_is_running
         && offsite.as_ref().is_some_and(|status| {
             status.phase != Phase::Shipping
@@ -112,7 +116,12 @@ fn text(report: &Report) -> String {
             ));
         }
         lines.push(match (report.ship_lag, status.shipped, status.behind_since) {
-            (Some(lag), ..) => format!("lag        {lag:.1} s"),
+            (Some(lag), ..) => match status.silent_since {
+                None => format!("lag        {lag:.1} s"),
+                Some(since) => {
+                    format!("lag        unknown since {since}: the worker does not report")
+                }
+            },
             (None, None, _) => "lag        nothing can be restored from there yet".to_string(),
             (None, Some(_), None) => "lag        all that was heard of is there".to_string(),
             (None, Some(_), Some(since)) => {

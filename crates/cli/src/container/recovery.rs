@@ -30,6 +30,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const TARGETS: [&str; 4] =
     ["RECOVERY_TARGET_TIME", "RECOVERY_TARGET_NAME", "RECOVERY_TARGET_XID", "RECOVERY_TARGET_LSN"];
 
+/// Whether recovery may end where WAL is missing: `--up-to-gap`.
+const UP_TO_GAP: &str = "RECOVERY_UP_TO_GAP";
+
 /// Whether what lies exactly at it is replayed, too.
 const INCLUSIVE: &str = "RECOVERY_TARGET_INCLUSIVE";
 
@@ -62,6 +65,7 @@ impl Recovery {
     pub(super) fn asked(variables: &Variables) -> Result<Option<Recovery>, Refusal> {
         let replace = variables.switch("RECOVERY_REPLACE", false)?;
         let inclusive = variables.switch(INCLUSIVE, true)?;
+        let up_to_gap = variables.switch(UP_TO_GAP, false)?;
         let [time, name, xid, lsn] = TARGETS.map(|it| variables.get(it).map(str::to_string));
         let given = TARGETS.into_iter().filter(|it| variables.get(it).is_some());
         let mut given: Vec<&str> = given.collect();
@@ -81,10 +85,12 @@ impl Recovery {
             // Without a target there is nothing that it could mean.
             exclusive: !inclusive && !given.is_empty(),
             action: variables.get("RECOVERY_TARGET_ACTION").map(str::to_string),
+            up_to_gap,
             ..Asked::default()
         };
         let target = asked.target(&zone::given(), Utc::now()).map_err(|refusal| {
             given.extend(asked.action.as_ref().map(|_| "RECOVERY_TARGET_ACTION"));
+            given.extend(up_to_gap.then_some(UP_TO_GAP));
             Refusal::new(format!("{}: {}", given.join(", "), refusal.message), refusal.hint)
         })?;
         Ok(Some(Recovery { target, replace }))
@@ -128,6 +134,9 @@ impl Recovery {
         };
         if matches!(found, Found::Other(_)) {
             program.arg("--replace");
+        }
+        if self.target.up_to_gap {
+            program.arg("--up-to-gap");
         }
         let mut variables = variables.clone();
         variables.forget_password();
@@ -247,12 +256,21 @@ mod tests {
             &[mode, ("RECOVERY_TARGET_XID", "7"), ("RECOVERY_TARGET_LSN", "0/7")],
             &[mode, ("RECOVERY_TARGET_ACTION", "explode")],
             &[mode, ("RECOVERY_TARGET_INCLUSIVE", "partly")],
+            &[mode, ("RECOVERY_UP_TO_GAP", "partly")],
+            &[mode, ("RECOVERY_TARGET_XID", "7"), ("RECOVERY_UP_TO_GAP", "true")],
             &[("RECOVERY_REPLACE", "partly")],
         ] {
             let Err(refusal) = asked(given) else { panic!("{given:?} was taken") };
             let name = given.last().expect("there is one").0;
             assert!(refusal.message.contains(name), "{refusal:?}");
         }
+    }
+
+    #[test]
+    fn a_container_can_say_that_a_gap_is_the_end() {
+        assert!(target(&[("RECOVERY_UP_TO_GAP", "true")]).up_to_gap);
+        assert!(!target(&[("RECOVERY_UP_TO_GAP", "false")]).up_to_gap);
+        assert!(!target(&[]).up_to_gap);
     }
 
     #[test]

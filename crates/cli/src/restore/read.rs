@@ -7,7 +7,7 @@ use std::path::Path;
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::RESTORE_POINTS;
 use nrt_core::offsite::owner::{self, Owner};
-use nrt_core::offsite::tail::{Coverage, DIRECTORY, Piece, parse_history};
+use nrt_core::offsite::tail::{Coverage, DIRECTORY, Piece, history_name, parse_history};
 use nrt_core::pgbackrest::archive::{StoredName, stored_segment};
 use nrt_core::pgbackrest::info::Backup;
 use nrt_core::pgbackrest::names::valid_label;
@@ -140,6 +140,7 @@ pub(crate) fn read(
         next_xids,
         complete_until: owner.as_ref().and_then(|owner| owner.complete_until),
         shipped: owner.as_ref().and_then(|owner| owner.shipped),
+        is_ordered: source.remote.is_none(),
         stored: sizes,
         segment_stored: stored.checked_div(segments).unwrap_or(0),
         tail_stored,
@@ -176,11 +177,6 @@ fn segment_size(source: &Source, backups: &[Backup], archive: &str) -> Result<u6
     }
     // Nothing can be restored without any segment: it is of no consequence.
     Ok(if sizes.contains(&USUAL) { USUAL } else { *smallest })
-}
-
-/// The name of a timeline's history file.
-pub(crate) fn history_name(timeline: u32) -> String {
-    format!("{timeline:08X}.history")
 }
 
 /// The next transaction ids, as the descriptions of the backups on a remote say.

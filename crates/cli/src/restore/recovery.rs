@@ -10,6 +10,7 @@ use std::{fs, thread};
 
 use nrt_core::layout;
 use nrt_core::lsn::Lsn;
+use nrt_core::offsite::tail::history_name;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::drill::Recovered;
 use nrt_core::restore::plan::Plan;
@@ -18,7 +19,7 @@ use nrt_core::restore::target::Action;
 use super::place::unusable;
 use super::planning::Planned;
 use super::progress::Progress;
-use super::read::{self, OwnWal};
+use super::read::OwnWal;
 use super::server::{Private, Programs, minimums};
 use super::source::Kind;
 use super::wal::{Ahead, Shelf};
@@ -93,7 +94,7 @@ impl Run<'_> {
                 kept.or_else(|_| fs::copy(&from, &to).map(drop)).map_err(problem)?;
             }
         }
-        let history = read::history_name(own.timeline);
+        let history = history_name(own.timeline);
         match fs::copy(own.directory.join(&history), to.join(&history)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(problem(error));

@@ -156,7 +156,7 @@ impl Mirror<'_> {
             for segment in here {
                 state.archived_here.archive(segment);
             }
-            state.histories.extend(histories);
+            state.add_histories(histories);
         });
         let root = root.to_string_lossy();
         for round in missing.chunks(ROUND) {
@@ -197,7 +197,7 @@ impl Mirror<'_> {
                             if let Some(segment) = segment {
                                 state.coverage.archive(*segment);
                             }
-                            state.histories.extend(history_of(name));
+                            state.add_histories(history_of(name));
                         });
                     }
                     // Expired meanwhile. The remote, too, may miss something.
@@ -414,7 +414,7 @@ pub(crate) fn may_replace(file: &Path, there: u64) -> bool {
 }
 
 /// The timeline whose history a file of the archive tells.
-fn history_of(name: &str) -> Option<u32> {
+pub(crate) fn history_of(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".history").filter(|it| it.len() == 8)?;
     u32::from_str_radix(digits, 16).ok()
 }

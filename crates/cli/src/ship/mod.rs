@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A session begins with a look at what the remote really holds and trusts nothing from before:
-//! whatever died, and at whatever instant, the next session continues from there.
+//! whatever died, and at whatever instant, the next session continues from there. The tail begins
+//! before that look: WAL that was flushed just now is sent while the remote is listed.
 
 mod archive;
 mod bring_back;
@@ -45,7 +46,7 @@ use std::time::{Duration, Instant};
 use nrt_core::inventory::Failure;
 use nrt_core::layout;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
-use nrt_core::offsite::{Phase, Plan, Position, Status};
+use nrt_core::offsite::{Phase, Plan, Report, Status};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -60,13 +61,15 @@ pub(crate) use renewed::in_use as config_in_use;
 use archive::Files;
 use mirror::There;
 use repository::Info;
-use state::Shared;
+use state::{Shared, State};
 
 /// How long the last shipment may take when the server ends. The worker's leash kills after two
 /// seconds.
 const FAREWELL: Duration = Duration::from_millis(1500);
 /// Between two writings of the status, at least.
 const SHOW: Duration = Duration::from_millis(100);
+/// How often is looked whether the worker still reports.
+const LISTEN: Duration = Duration::from_secs(1);
 /// Pauses before the next session.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// A session that lasted this long had begun well.
@@ -90,8 +93,8 @@ pub(crate) fn run(plan: Plan) -> anyhow::Result<()> {
     let listener = Arc::clone(&shared);
     thread::spawn(move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
-            match serde_json::from_str::<Position>(&line) {
-                Ok(position) => listener.hear(position),
+            match serde_json::from_str::<Report>(&line) {
+                Ok(report) => listener.hear(report),
                 Err(error) => eprintln!("a line on standard input cannot be read: {error}"),
             }
         }
@@ -107,7 +110,8 @@ pub(crate) fn run(plan: Plan) -> anyhow::Result<()> {
     let shower = Arc::clone(&shared);
     thread::spawn(move || {
         loop {
-            shower.show(Duration::from_secs(60));
+            shower.show(LISTEN);
+            shower.listen();
             thread::sleep(SHOW);
         }
     });
@@ -199,19 +203,35 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     let Some(_hold) = owner::own(shared, &remote, &me)? else { return Ok(()) };
     let left_behind = earlier.filter(|earlier| owner::is_left_behind(&remote, earlier));
     shared.change(|state| state.status.left_behind = left_behind);
-    let (there, files) = look(shared, &remote)?;
-    // A machine that stood still in the middle of that has given no sign of life.
-    owner::still_ours(shared, &remote)?;
     // Before the first byte of it is sent.
     let info = Info::read(&shared.repository, &plan.stanza).ok().flatten();
     mirror::refuse_the_tail(shared, &remote, info.as_ref());
+    shared.change(State::begin_session);
+    // The WAL of the last second does not wait for a listing of the whole remote. Nothing is called
+    // shipped before that has ended: until then the coverage is that of the session before, or none.
+    let (for_tail, to) = (Arc::clone(shared), Arc::clone(&remote));
+    let tail = thread::spawn(move || tail::run(&for_tail, &to));
+    let looked = look(shared, &remote).and_then(|found| {
+        // A machine that stood still in the middle of that has given no sign of life.
+        owner::still_ours(shared, &remote)?;
+        Ok(found)
+    });
+    let (there, files) = match looked {
+        Ok(found) => found,
+        Err(problem) => {
+            shared.end_session();
+            // One that panicked has said so.
+            let _ = tail.join();
+            return Err(problem);
+        }
+    };
     shared.change(|state| {
         state.failures.clear();
         state.undeleted.clear();
         state.status.phase = Phase::Shipping;
         state.status.failure = None;
     });
-    let threads = start(shared, &remote, there, files);
+    let threads = start(shared, &remote, tail, there, files);
     while !shared.is_over() {
         shared.sleep(Duration::from_secs(1));
         if owner::is_asked(shared) {
@@ -254,19 +274,20 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Starts the threads of a session.
+/// Starts the threads of a session that need to know what the remote holds.
 fn start(
     shared: &Arc<Shared>,
     remote: &Arc<Remote>,
+    tail: JoinHandle<()>,
     there: There,
     files: Files,
 ) -> [JoinHandle<()>; 3] {
     let files = Arc::new(Mutex::new(files));
     let both = || (Arc::clone(shared), Arc::clone(remote));
-    let (for_tail, for_archive, for_mirror) = (both(), both(), both());
+    let (for_archive, for_mirror) = (both(), both());
     let their_files = Arc::clone(&files);
     [
-        thread::spawn(move || tail::run(&for_tail.0, &for_tail.1)),
+        tail,
         thread::spawn(move || archive::run(&for_archive.0, &for_archive.1, &their_files)),
         thread::spawn(move || mirror::run(&for_mirror.0, &for_mirror.1, there, &files)),
     ]
@@ -404,13 +425,11 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
     });
     let labels = if is_whole { labels } else { BTreeSet::new() };
     shared.read_inventory();
+    shared.take_in_backups_there(there.info.as_deref());
+    let histories = newest.and_then(|id| files.get(&id)).into_iter().flatten();
+    let histories: Vec<u32> = histories.filter_map(|name| archive::history_of(name)).collect();
     shared.change(|state| {
-        state.coverage = coverage;
-        state.replaced = doubtful;
-        state.wrong.clear();
-        // The threads of the session before have ended.
-        state.sending.clear();
-        state.status.backups = labels.into_iter().collect();
+        state.take_in_listing(coverage, doubtful, labels.into_iter().collect(), histories);
     });
     Ok((there, files))
 }

@@ -449,9 +449,11 @@ impl Claim {
             let timeline = state.position.map_or(0, |position| position.timeline);
             let is_complete =
                 state.status.phase == Phase::Shipping && state.status.shipped.is_some();
-            let until = state.status.behind_since.unwrap_or(now);
-            let told = TimeDelta::milliseconds(shared.plan.interval.into()) + UNTOLD;
-            (timeline, is_complete.then(|| until - told), state.status.shipped)
+            // Silence says nothing: what was committed since the last report is not known.
+            let reported = state.reported_at().filter(|_| is_complete);
+            let until = reported.into_iter().chain(state.status.behind_since).min();
+            let complete_until = reported.and(until).map(|until| until - COMMITTING);
+            (timeline, complete_until, state.status.shipped)
         };
         shared.beats(now);
         let owner = Owner {
@@ -471,8 +473,8 @@ impl Claim {
     }
 }
 
-/// How long a commit may take from its own time until the worker tells of it, beyond the interval.
-const UNTOLD: TimeDelta = TimeDelta::seconds(2);
+/// How long a commit may take from its own time until it is on disk.
+const COMMITTING: TimeDelta = TimeDelta::seconds(2);
 
 /// Whether `earlier`, another name of a place on the same remote, is another place, which holds a
 /// cluster. To be asked by the owner of the remote's own place.

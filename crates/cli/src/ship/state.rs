@@ -7,12 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::layout;
 use nrt_core::lsn::{Lsn, Segment};
-use nrt_core::offsite::tail::{Coverage, Piece, parse_history};
-use nrt_core::offsite::{Phase, Plan, Position, Status};
+use nrt_core::offsite::tail::{Coverage, Piece, history_name, parse_history};
+use nrt_core::offsite::{Phase, Plan, Position, Report, Status, Unrestorable};
+use nrt_core::pgbackrest::info::{Backup, backups_in};
+use nrt_core::restore::Refusal;
+use nrt_core::restore::catalog::Catalog;
+use nrt_core::restore::plan;
 
 /// Positions that are remembered with their time. One a second, for an hour; of more, every
 /// other one is forgotten.
@@ -40,6 +44,9 @@ pub(crate) struct Shared {
     pub(crate) over: AtomicBool,
 }
 
+/// How long the worker may report nothing, beyond the interval of its reports.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// How long the tail of a new timeline waits for its history file.
 const HISTORY: Duration = Duration::from_secs(60);
 
@@ -50,8 +57,13 @@ pub(crate) struct State {
     pub(crate) position: Option<Position>,
     /// Where the timeline of `position` came from.
     history: (u32, Vec<(u32, Lsn)>),
-    /// Positions with the time at which they were heard of, until the remote has them.
+    /// Reported positions that the remote does not have yet. Each with the time of the report before
+    /// it: the WAL between the two was written after that.
     heard: VecDeque<(Position, DateTime<Utc>)>,
+    /// When the worker read the position that it reported last, and when that report came.
+    reported: Option<(DateTime<Utc>, Instant)>,
+    /// Whether the remote was listed, so that `coverage` and `status.backups` are known.
+    pub(crate) is_listed: bool,
     /// Where shipping begins while no backup is on the remote.
     begin: Option<Position>,
     /// What of the WAL is on the remote.
@@ -62,8 +74,17 @@ pub(crate) struct State {
     timeline_since: Option<Instant>,
     /// Segments that are archived in the local repository.
     pub(crate) archived_here: Coverage,
-    /// Where the restore of each backup in the repository begins.
-    starts: BTreeMap<String, Position>,
+    /// The backups of the local repository, by label.
+    backups_here: BTreeMap<String, Backup>,
+    /// The backups that `backup.info` on the remote lists, as long as that is not our own.
+    backups_there: BTreeMap<String, Backup>,
+    /// The remote as a restore finds it, but for `coverage`; and the labels of which it was made.
+    catalog: Catalog,
+    catalog_of: Vec<String>,
+    /// Where shipping begins while the remote is not listed yet.
+    first: Option<Position>,
+    /// The pieces that were sent since the session began, which its listing may not show.
+    sent: Vec<(Piece, u8)>,
     /// Pieces that go when others hold what they hold.
     pub(crate) replaced: Vec<Piece>,
     /// Pieces that hold what the server has lost, and go at once.
@@ -89,26 +110,124 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// How far a restore from the remote would come.
-    pub(crate) fn shipped(&self, segment_size: u64) -> Option<Position> {
-        let position = self.position?;
-        let starts = self.status.backups.iter().rev().filter_map(|label| self.starts.get(label));
-        starts
-            .filter_map(|start| {
-                let history = self.history.1.as_slice();
-                self.coverage.shipped(*start, position.timeline, history, segment_size)
-            })
-            .next()
-    }
-
     /// Where the next byte to ship is.
     pub(crate) fn next(&self, segment_size: u64) -> Option<Position> {
         let position = self.position?;
-        self.shipped(segment_size).or_else(|| {
-            let begin = self.begin?;
+        let begin = if self.is_listed { self.begin } else { self.first };
+        let reach = |from: Position| {
             let history = self.history.1.as_slice();
-            self.coverage.shipped(begin, position.timeline, history, segment_size)
-        })
+            self.coverage.shipped(from, position.timeline, history, segment_size)
+        };
+        // No backup there leads here, or none is known yet.
+        self.catalog
+            .backups
+            .iter()
+            .rev()
+            .filter_map(|it| Some(Position { timeline: it.timeline?, flushed: it.start_lsn? }))
+            .find_map(reach)
+            .or_else(|| reach(begin?))
+    }
+
+    /// When the worker read the position that it reported last: of what was committed since then
+    /// nothing is known.
+    pub(crate) fn reported_at(&self) -> Option<DateTime<Utc>> {
+        self.reported.map(|(at, _)| at)
+    }
+
+    /// A session begins: what it sends before the remote is listed counts as well.
+    pub(crate) fn begin_session(&mut self) {
+        self.sent.clear();
+        // The threads of the session before have ended.
+        self.sending.clear();
+    }
+
+    /// Takes in a piece that was sent, and takes out those that it replaces.
+    pub(crate) fn add_sent(&mut self, piece: Piece, rank: u8, replaces: &[Piece]) {
+        self.coverage.add(piece, rank);
+        self.sent.retain(|(sent, _)| !replaces.contains(sent));
+        self.sent.push((piece, rank));
+        for old in replaces {
+            self.coverage.remove(old);
+        }
+        self.replaced.extend(replaces.iter().copied());
+    }
+
+    /// Takes in what a listing of the remote shows. `doubtful` are pieces that may be cut off.
+    pub(crate) fn take_in_listing(
+        &mut self,
+        coverage: Coverage,
+        doubtful: Vec<Piece>,
+        backups: Vec<String>,
+        histories: Vec<u32>,
+    ) {
+        self.coverage = coverage;
+        self.histories = histories.into_iter().collect();
+        for (piece, rank) in self.sent.drain(..) {
+            self.coverage.add(piece, rank);
+        }
+        self.replaced = doubtful;
+        self.wrong.clear();
+        self.status.backups = backups;
+        self.is_listed = true;
+    }
+
+    /// Takes in that history files are on the remote.
+    pub(crate) fn add_histories(&mut self, timelines: impl IntoIterator<Item = u32>) {
+        self.histories.extend(timelines);
+    }
+
+    /// Where a restore without a target from the remote ends, as the plan of that restore says. `None`
+    /// while the remote, or the server's position, is not known.
+    fn restorable(&mut self, segment_size: u64) -> Option<Result<Position, Refusal>> {
+        let position = self.position.filter(|_| self.is_listed)?;
+        let labels = &self.status.backups;
+        if labels.is_empty() {
+            return None;
+        }
+        let catalog = &mut self.catalog;
+        if self.catalog_of != *labels {
+            self.catalog_of.clone_from(labels);
+            let known = |label| {
+                let here = self.backups_here.get(label);
+                here.or_else(|| self.backups_there.get(label)).cloned()
+            };
+            catalog.backups = labels.iter().filter_map(known).collect();
+        }
+        catalog.source.clone_from(&self.status.remote);
+        catalog.segment_size = segment_size;
+        // A timeline's history names all of those before it.
+        let history = &self.history.1;
+        let parents = |timeline: u32| {
+            let place = history.iter().position(|(parent, _)| *parent == timeline);
+            match place {
+                Some(place) => history[..place].to_vec(),
+                None if timeline == self.history.0 => history.clone(),
+                None => Vec::new(),
+            }
+        };
+        catalog.histories = self.histories.iter().map(|it| (*it, parents(*it))).collect();
+        std::mem::swap(&mut catalog.wal, &mut self.coverage);
+        let latest = plan::latest(catalog);
+        std::mem::swap(&mut catalog.wal, &mut self.coverage);
+        Some(latest.and_then(|latest| {
+            let Position { timeline, flushed } = latest.end;
+            let left = history.iter().find(|(parent, _)| *parent == timeline);
+            if timeline == position.timeline || left.is_some_and(|(_, at)| flushed <= *at) {
+                return Ok(latest.end);
+            }
+            Err(Refusal::new(
+                format!(
+                    "a restore without a target follows timeline {timeline}, and this server \
+                     writes timeline {}",
+                    position.timeline
+                ),
+                format!(
+                    "A restore follows this server with --target-timeline {}. Run nrt-backup \
+                     takeover --set-aside to keep the other timeline under another name.",
+                    position.timeline
+                ),
+            ))
+        }))
     }
 
     /// Up to where WAL of a timeline is to be shipped.
@@ -183,8 +302,24 @@ impl State {
         }
     }
 
-    /// Takes in how far the WAL is on disk now.
-    fn hear(&mut self, position: Position, plan: &Plan) {
+    /// Takes in how far the WAL is on disk. Answers whether that changes anything.
+    fn hear(&mut self, report: Report, plan: &Plan) -> bool {
+        let Report { position, at } = report;
+        let at = at.unwrap_or_else(Utc::now);
+        let before = self.reported.map(|(before, _)| before);
+        // Two report side by side, and what one of them read earlier can come later.
+        let is_late = before.is_some_and(|before| at < before)
+            && self.position.is_some_and(|known| {
+                (position.timeline, position.flushed) < (known.timeline, known.flushed)
+            });
+        if is_late {
+            return false;
+        }
+        self.reported = Some((at, Instant::now()));
+        let is_old = self.position == Some(position) && self.status.silent_since.is_none();
+        if is_old {
+            return false;
+        }
         if self.history.0 != position.timeline {
             self.history = (position.timeline, history(plan, position.timeline));
             self.timeline_since = Some(Instant::now());
@@ -192,6 +327,7 @@ impl State {
             let begin = self.history.1.last().map_or(position.flushed, |(_, left_at)| *left_at);
             self.begin = Some(first_of(position.timeline, begin, plan.segment_size));
         }
+        self.first.get_or_insert(first_of(position.timeline, position.flushed, plan.segment_size));
         if let Some(before) = self.position
             && before.timeline == position.timeline
             && position.flushed < before.flushed
@@ -205,9 +341,10 @@ impl State {
             self.heard.clear();
         }
         self.position = Some(position);
-        // The bytes may have been written right after the look before.
-        let interval = TimeDelta::milliseconds(plan.interval.into());
-        let written = Utc::now() - interval;
+        self.status.silent_since = None;
+        // The bytes may have been written right after the report before. Where the clock was set
+        // back since then, or there was none, it is not known.
+        let written = before.filter(|before| *before <= at).unwrap_or(at);
         if self.heard.len() >= HEARD {
             let mut keep = false;
             self.heard.retain(|_| {
@@ -216,16 +353,25 @@ impl State {
             });
         }
         self.heard.push_back((position, written));
+        true
+    }
+
+    /// Whether the worker has not reported for so long that nothing is known of what was committed
+    /// since.
+    fn is_silent(&self, plan: &Plan) -> bool {
+        let limit = SILENCE + Duration::from_millis(plan.interval.into());
+        self.reported.is_some_and(|(_, came)| came.elapsed() > limit)
     }
 
     /// Brings the status up to date.
     fn refresh(&mut self, segment_size: u64) {
-        // Nobody can follow WAL without its history.
-        let can_follow = |it: &Position| self.has_history(it.timeline);
-        let shipped = match self.shipped(segment_size) {
-            Some(reached) if !can_follow(&reached) => self.status.shipped.filter(can_follow),
-            reached => reached,
-        };
+        let claim = self.restorable(segment_size);
+        let shipped = claim.as_ref().and_then(|it| it.as_ref().ok()).copied();
+        self.status.unrestorable = claim.and_then(Result::err).map(|refusal| Unrestorable {
+            since: self.status.unrestorable.as_ref().map_or_else(Utc::now, |it| it.since),
+            message: refusal.message,
+            hint: refusal.hint,
+        });
         if let Some(shipped) = shipped {
             let there = |heard: &Position| {
                 heard.timeline < shipped.timeline
@@ -237,7 +383,21 @@ impl State {
         }
         self.heed_clock(Utc::now());
         self.status.shipped = shipped;
-        self.status.behind_since = shipped.and_then(|_| self.heard.front()).map(|(_, at)| *at);
+        let is_claimed = shipped.is_some() || self.status.unrestorable.is_some();
+        let is_there = |at: Position| {
+            shipped.is_some_and(|shipped| {
+                (at.timeline, at.flushed) <= (shipped.timeline, shipped.flushed)
+            })
+        };
+        // WAL was there, and is missing now: it is not known since when.
+        if let Some(position) = self.position.filter(|it| is_claimed && !is_there(*it))
+            && self.heard.is_empty()
+        {
+            self.heard.push_back((position, Utc::now()));
+        }
+        let unshipped = self.heard.front().filter(|_| is_claimed).map(|(_, at)| *at);
+        let silent = self.status.silent_since.filter(|_| is_claimed);
+        self.status.behind_since = unshipped.into_iter().chain(silent).min();
         self.status.mirror_failure = ["repository", "archive", "mirror"]
             .iter()
             .find_map(|part| self.failures.get(part))
@@ -280,8 +440,7 @@ fn history(plan: &Plan, timeline: u32) -> Vec<(u32, Lsn)> {
     if timeline <= 1 {
         return Vec::new();
     }
-    let name = format!("{timeline:08X}.history");
-    let path = Path::new(&plan.data_directory).join("pg_wal").join(name);
+    let path = Path::new(&plan.data_directory).join("pg_wal").join(history_name(timeline));
     match fs::read_to_string(&path) {
         Ok(text) => parse_history(&text),
         Err(error) => {
@@ -348,21 +507,50 @@ impl Shared {
         self.beats.lock().unwrap_or_else(PoisonError::into_inner).contains(&at)
     }
 
-    /// Takes in a position.
-    pub(crate) fn hear(&self, position: Position) {
-        self.change(|state| state.hear(position, &self.plan));
+    /// Takes in a report of the worker. One that says what is known wakes nobody.
+    pub(crate) fn hear(&self, report: Report) {
+        let mut state = self.lock();
+        if !state.hear(report, &self.plan) {
+            return;
+        }
+        drop(state);
+        self.change(|_| ());
+    }
+
+    /// Notices that the worker has stopped reporting.
+    pub(crate) fn listen(&self) {
+        let mut state = self.lock();
+        if state.status.silent_since.is_some() || !state.is_silent(&self.plan) {
+            return;
+        }
+        state.status.silent_since = state.reported_at();
+        drop(state);
+        eprintln!("the worker does not report any more how far the WAL is");
+        self.change(|_| ());
+    }
+
+    /// Takes in the backups that `backup.info` on the remote lists.
+    pub(crate) fn take_in_backups_there(&self, info: Option<&[u8]>) {
+        let text = String::from_utf8_lossy(info.unwrap_or_default());
+        let listed = backups_in(&text, self.plan.system_id);
+        let by_label = listed.into_iter().map(|it| (it.label.clone(), it)).collect();
+        self.change(|state| {
+            state.backups_there = by_label;
+            state.catalog_of.clear();
+        });
     }
 
     /// Takes in what the last look of the worker found in the repository.
     pub(crate) fn read_inventory(&self) -> Option<Inventory> {
         let text = fs::read(Path::new(&self.plan.state).join(layout::INVENTORY)).ok()?;
         let inventory: Inventory = serde_json::from_slice(&text).ok()?;
-        let starts = inventory.backups_of(self.plan.system_id).filter_map(|backup| {
-            let start = Position { timeline: backup.timeline?, flushed: backup.start_lsn? };
-            Some((backup.label.clone(), start))
+        let here = inventory.backups_of(self.plan.system_id);
+        let here = here.map(|it| (it.label.clone(), it.clone())).collect();
+        self.change(|state| {
+            state.backups_here = here;
+            // The catalog is made anew.
+            state.catalog_of.clear();
         });
-        let starts: BTreeMap<String, Position> = starts.collect();
-        self.change(|state| state.starts = starts);
         Some(inventory)
     }
 
@@ -463,6 +651,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
 
     const SIZE: u64 = 1 << 20;
@@ -471,12 +661,28 @@ mod tests {
         Position { timeline, flushed: Lsn(number * SIZE) }
     }
 
+    /// A backup of timeline 1 within a segment.
+    fn backup(label: &str, number: u64) -> Backup {
+        let segment = Segment { timeline: 1, number };
+        let name = segment.name(SIZE);
+        serde_json::from_value(serde_json::json!({
+            "label": label, "type": "full", "prior": null, "references": [], "error": false,
+            "start_time": "2026-11-22T14:30:00Z", "stop_time": "2026-11-22T14:30:05Z",
+            "start_lsn": segment.start(SIZE), "stop_lsn": Lsn(number * SIZE + 256),
+            "archive_start": name, "archive_stop": name, "timeline": 1, "database_id": 1,
+            "repo": 1, "size": null, "delta": null, "repo_size": null, "repo_delta": null,
+            "pgbackrest": "2.45", "annotations": {}
+        }))
+        .expect("a backup")
+    }
+
     /// A server that has left timeline 1 at segment 5 for timeline 2. All of its WAL is there.
     fn promoted() -> State {
         let mut state = State {
             position: Some(at(2, 7)),
             history: (2, vec![(1, Lsn(5 * SIZE))]),
-            starts: BTreeMap::from([("backup".to_string(), at(1, 3))]),
+            is_listed: true,
+            backups_here: BTreeMap::from([("backup".to_string(), backup("backup", 3))]),
             ..State::default()
         };
         state.status.backups = vec!["backup".to_string()];
@@ -521,14 +727,120 @@ mod tests {
         let mut state = promoted();
         state.refresh(SIZE);
         assert_eq!(state.status.shipped, None);
-        // What was reached before the promotion stays so, and it is behind.
-        state.status.shipped = Some(at(1, 5));
-        state.refresh(SIZE);
-        assert_eq!(state.status.shipped, Some(at(1, 5)));
+        let why = state.status.unrestorable.clone().expect("there is a backup");
+        assert!(why.message.contains("00000002.history, is missing"), "{why:?}");
         assert!(state.status.behind_since.is_some());
-        state.histories.insert(2);
+        // The moment since when stays.
+        state.refresh(SIZE);
+        assert_eq!(state.status.unrestorable, Some(why));
+        state.add_histories([2]);
         state.refresh(SIZE);
         assert_eq!(state.status.shipped, Some(at(2, 7)));
-        assert_eq!(state.status.behind_since, None);
+        assert_eq!((state.status.behind_since, &state.status.unrestorable), (None, &None));
+        // Another timeline, which this server does not write, is newer.
+        state.coverage.archive(Segment { timeline: 3, number: 7 });
+        state.add_histories([3]);
+        state.refresh(SIZE);
+        assert!(state.status.shipped.is_none() && state.status.unrestorable.is_some());
+    }
+
+    #[test]
+    fn what_comes_before_the_end_of_the_newest_backup_is_no_claim() {
+        let mut state = promoted();
+        state.add_histories([2]);
+        state.status.backups.push("newer".to_string());
+        state.backups_here.insert("newer".to_string(), backup("newer", 4));
+        state.refresh(SIZE);
+        assert_eq!(state.status.shipped, Some(at(2, 7)));
+        state.coverage.forget_archived(Segment { timeline: 1, number: 4 });
+        state.refresh(SIZE);
+        assert_eq!(state.status.shipped, Some(at(1, 4)), "the older one can be restored");
+        state.coverage.forget_archived(Segment { timeline: 1, number: 3 });
+        state.refresh(SIZE);
+        assert_eq!(state.status.shipped, None);
+        assert!(state.status.unrestorable.is_some() && state.status.behind_since.is_some());
+        // Without a backup there is nothing to say.
+        state.status.backups.clear();
+        state.refresh(SIZE);
+        assert_eq!((&state.status.unrestorable, state.status.behind_since), (&None, None));
+    }
+
+    #[test]
+    fn what_is_sent_before_the_listing_counts_after_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let plan = super::super::tests::plan(directory.path());
+        let size = plan.segment_size;
+        let position =
+            |number, bytes| Position { timeline: 1, flushed: Lsn(number * size + bytes) };
+        let report = |position| Report { position, at: Some(Utc::now()) };
+        let piece = |number, from, to| {
+            let segment = Segment { timeline: 1, number };
+            let start = segment.start(size).0;
+            Piece { segment, from: Lsn(start + from), to: Lsn(start + to) }
+        };
+        let mut state = State::default();
+        state.begin_session();
+        state.hear(report(position(9, 500)), &plan);
+        state.refresh(size);
+        // A new process begins with the segment that is being written, and claims nothing.
+        assert_eq!(state.next(size), Some(position(9, 0)));
+        state.add_sent(piece(9, 0, 300), 0, &[]);
+        state.add_sent(piece(9, 300, 500), 0, &[]);
+        state.add_sent(piece(9, 0, 500), 1, &[piece(9, 0, 300), piece(9, 300, 500)]);
+        state.refresh(size);
+        assert_eq!(state.next(size), Some(position(9, 500)));
+        assert_eq!((state.status.shipped, &state.status.unrestorable), (None, &None));
+        // The listing has none of them, and a gap before.
+        let mut backup = backup("backup", 3);
+        (backup.start_lsn, backup.stop_lsn) = (Some(Lsn(3 * size)), Some(Lsn(3 * size + 256)));
+        state.backups_here = BTreeMap::from([("backup".to_string(), backup)]);
+        let mut listed = Coverage::default();
+        listed.archive_run(1, 3, 8);
+        let labels = vec!["backup".to_string()];
+        state.take_in_listing(listed, vec![piece(9, 0, 200)], labels, Vec::new());
+        state.refresh(size);
+        assert_eq!(state.status.shipped, Some(position(8, 0)));
+        assert_eq!(state.next(size), Some(position(8, 0)));
+        state.coverage.archive(Segment { timeline: 1, number: 8 });
+        state.refresh(size);
+        assert_eq!(state.status.shipped, Some(position(9, 500)));
+        assert_eq!(state.replaced, [piece(9, 0, 200)]);
+    }
+
+    #[test]
+    fn silence_is_not_taken_for_rest() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let plan = super::super::tests::plan(directory.path());
+        let mut state = State { is_listed: true, ..State::default() };
+        state.status.backups = vec!["backup".to_string()];
+        state.backups_here.insert("backup".to_string(), backup("backup", 3));
+        state.coverage.archive(Segment { timeline: 1, number: 3 });
+        let start = Utc::now() - TimeDelta::seconds(60);
+        let report = |number, second| Report {
+            position: at(1, number),
+            at: Some(start + TimeDelta::seconds(second)),
+        };
+        assert!(state.hear(report(4, 0), &plan));
+        state.refresh(SIZE);
+        assert_eq!((state.status.shipped, state.status.behind_since), (Some(at(1, 4)), None));
+        // The same again changes nothing but the time.
+        assert!(!state.hear(report(4, 1), &plan));
+        assert_eq!(state.reported_at(), report(4, 1).at);
+        // Nothing was heard for a while: what was committed since is not known.
+        assert!(!state.is_silent(&plan));
+        state.status.silent_since = state.reported_at();
+        state.refresh(SIZE);
+        assert_eq!(state.status.behind_since, report(4, 1).at);
+        // The next report ends that, also where nothing has changed.
+        assert!(state.hear(report(4, 30), &plan));
+        state.refresh(SIZE);
+        assert_eq!((state.status.silent_since, state.status.behind_since), (None, None));
+        // What is new now may be as old as the report before.
+        assert!(state.hear(report(5, 40), &plan));
+        state.refresh(SIZE);
+        assert_eq!(state.status.behind_since, report(4, 30).at);
+        // A report that was read earlier and comes later takes nothing back.
+        assert!(!state.hear(report(4, 39), &plan));
+        assert_eq!(state.position, Some(at(1, 5)));
     }
 }

@@ -187,11 +187,7 @@ fn send_piece(shared: &Shared, remote: &Remote, parcel: &Parcel) -> Result<(), F
     let _ = fs::remove_file(&spooled);
     outcome?;
     shared.change(|state| {
-        state.coverage.add(piece, parcel.rank);
-        for old in &parcel.replaces {
-            state.coverage.remove(old);
-        }
-        state.replaced.extend(parcel.replaces.iter().copied());
+        state.add_sent(piece, parcel.rank, &parcel.replaces);
     });
     Ok(())
 }

@@ -5,7 +5,7 @@
 mod drill;
 mod offsite;
 
-pub use offsite::{Process, Shipping, is_off, is_paused};
+pub use offsite::{Process, SILENT, Shipping, UNRESTORABLE, heed_silence, is_off, is_paused};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use crate::layout::{self, LetGo, Restored};
 use crate::machine::{Readiness, State};
 use crate::pgbackrest::exit;
 use crate::recovery::{self, Window};
+use crate::restore::Refusal;
 use crate::restore::drill::supervisor::Supervisor;
 use crate::settings::Settings;
 use crate::size::format_size;
@@ -532,11 +533,22 @@ fn backup(findings: &Findings<'_>) -> Check {
 
 fn wal_gap(findings: &Findings<'_>) -> Check {
     let name = "wal_gap";
-    let windows = findings
-        .state
-        .inventory()
-        .map(|inventory| recovery::windows(inventory, findings.system_id, 0, None))
-        .unwrap_or_default();
+    let Some(inventory) = findings.state.inventory() else { return ok(name, "none") };
+    if let Ok(repository) = &inventory.repository
+        && let Some(Failure { message, hint }) = &repository.histories_missing
+    {
+        return critical(name, &**message, hint);
+    }
+    if let Some(Refusal { message, hint }) =
+        recovery::nothing_restorable(inventory, findings.system_id)
+    {
+        return critical(
+            name,
+            format!("nothing can be restored from the repository: {message}"),
+            &format!("Take a backup with SELECT nrt_backup_now('full'). {hint}"),
+        );
+    }
+    let windows = recovery::windows(inventory, findings.system_id, None);
     let gap = |window: &Window| window.gap_until.map(|until| (window.to, until));
     match windows.last().and_then(gap) {
         Some((from, until)) => critical(
@@ -676,10 +688,11 @@ mod tests {
 
     use super::*;
     use crate::kind::BackupType;
-    use crate::lsn::{Lsn, Segment};
+    use crate::lsn::Lsn;
     use crate::machine::Event;
-    use crate::machine::tests::world::{End, OTHER, OURS, World, at, failure, unscheduled};
-    use crate::pgbackrest::archive::ArchiveRange;
+    use crate::machine::tests::world::{
+        End, OTHER, OURS, World, at, failure, segments, unscheduled,
+    };
     use crate::restore::drill::supervisor::Memory;
     use Severity::{Critical, Warning};
 
@@ -962,24 +975,6 @@ mod tests {
             mends(&mut w);
             w.pass(TimeDelta::minutes(1));
             expect(&found(&w), &[]);
-        }
-    }
-
-    /// The archive from segment `first` up to and without `end`. The first backup that is taken
-    /// in a [`World`] lies in segment 1, the second in segment 2, and so on.
-    fn segments(first: u64, end: u64) -> ArchiveRange {
-        let size = 1 << 24;
-        let segment = |number| Segment { timeline: 1, number };
-        ArchiveRange {
-            archive_id: "15-1".to_string(),
-            timeline: 1,
-            first: segment(first).name(size),
-            last: segment(end - 1).name(size),
-            from: segment(first).start(size),
-            to: segment(end).start(size),
-            segments: end - first,
-            oldest_time: None,
-            newest_time: None,
         }
     }
 

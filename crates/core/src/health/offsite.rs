@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Check, Findings, critical, moment, ok, warning};
 use crate::inventory::Failure;
-use crate::offsite::{Comparison, FileList, Phase, Status};
+use crate::offsite::{Comparison, FileList, Phase, Position, Status, Unrestorable};
 
 /// How shipping goes, as the worker sees it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -13,6 +13,8 @@ pub struct Shipping {
     pub process: Process,
     /// What it has told since it started.
     pub status: Option<Status>,
+    /// How far the server's WAL is on disk.
+    pub flushed: Option<Position>,
 }
 
 /// The process `nrt-backup ship`.
@@ -36,6 +38,10 @@ pub enum Process {
 
 /// How long shipping may take to find out what the remote holds.
 const STARTING: TimeDelta = TimeDelta::minutes(1);
+/// How long a promotion, or a backup that is being replaced, may leave nothing to be restored.
+pub const UNRESTORABLE: TimeDelta = TimeDelta::seconds(30);
+/// How long the worker may report nothing.
+pub const SILENT: TimeDelta = TimeDelta::seconds(10);
 /// How long a backup may take to get off-site.
 const MIRRORED_WITHIN: TimeDelta = TimeDelta::hours(1);
 /// How many files a message names.
@@ -154,6 +160,34 @@ pub(super) fn shipping(findings: &Findings<'_>) -> Check {
         Ok(status) => status,
         Err(instead) => return ok(name, instead),
     };
+    if let Some(Unrestorable { since, message, hint }) = &status.unrestorable
+        && (findings.now - *since).abs() > UNRESTORABLE
+    {
+        return critical(
+            name,
+            format!("nothing can be restored from the remote: {message}"),
+            &format!("Take a backup with SELECT nrt_backup_now('full'). {hint}"),
+        );
+    }
+    if let (Some(shipped), Some(flushed)) = (status.shipped, findings.shipping.flushed)
+        && shipped.timeline == flushed.timeline
+        && shipped.flushed > flushed.flushed
+    {
+        return critical(
+            name,
+            format!(
+                "the remote holds WAL up to {} on timeline {}, and this server has written it only \
+                 up to {}: it was put back to an earlier state, and what is there is of another \
+                 life of it",
+                shipped.flushed, shipped.timeline, flushed.flushed
+            ),
+            "Restore from the remote what is missing here, or run nrt-backup takeover --set-aside \
+             to keep it under another name and go on without it.",
+        );
+    }
+    if let Some(check) = silence(status, findings.now) {
+        return check;
+    }
     let limit = TimeDelta::seconds(findings.settings.max_ship_lag);
     if let Some(since) = status.behind_since
         && limit > TimeDelta::zero()
@@ -187,6 +221,30 @@ pub(super) fn shipping(findings: &Findings<'_>) -> Check {
         return ok(name, SEE_REMOTE);
     }
     ok(name, "WAL goes off-site as it is written")
+}
+
+/// The check of shipping, where the worker has not reported for long. A worker that stands still
+/// evaluates no check, so whoever shows them asks this, too.
+fn silence(status: &Status, now: DateTime<Utc>) -> Option<Check> {
+    let since = status.silent_since.filter(|since| (now - *since).abs() > SILENT)?;
+    Some(critical(
+        "shipping",
+        format!(
+            "the worker has not reported how far the WAL is since {}: whether anything was \
+             committed since then, and is off-site, is not known",
+            moment(since)
+        ),
+        "Look whether the nrt_backup worker is stopped, or waits for a disk that hangs.",
+    ))
+}
+
+/// Replaces the check of shipping by what `status` says of a worker that stands still.
+pub fn heed_silence(checks: &mut [Check], status: &Status, now: DateTime<Utc>) {
+    if let Some(check) = silence(status, now)
+        && let Some(shown) = checks.iter_mut().find(|it| it.name == check.name)
+    {
+        *shown = check;
+    }
 }
 
 /// Whether the remote holds what the repository does.
@@ -287,6 +345,7 @@ mod tests {
     use super::*;
     use crate::health::Severity::{self, Critical, Warning};
     use crate::kind::BackupType;
+    use crate::lsn::Lsn;
     use crate::machine::Event;
     use crate::machine::tests::world::{World, failure};
 
@@ -301,6 +360,7 @@ mod tests {
                 backups: w.reality.labels().into_iter().collect(),
                 ..Status::default()
             }),
+            flushed: None,
         }
     }
 
@@ -401,6 +461,50 @@ mod tests {
             |_, it| it.backups.clear(),
             &[("shipping", Warning, "no backup is off-site yet")],
         );
+    }
+
+    #[test]
+    fn what_a_restore_does_not_reach_is_no_protection() {
+        let w = World::protected();
+        let unrestorable = |seconds| {
+            let (since, hint) = (w.now - TimeDelta::seconds(seconds), "Do this.".to_string());
+            Some(Unrestorable { since, message: "no backup leads there".to_string(), hint })
+        };
+        let words = "nothing can be restored from the remote: no backup leads there";
+        after(&w, |_, it| it.unrestorable = unrestorable(30), &[]);
+        after(&w, |_, it| it.unrestorable = unrestorable(31), &[("shipping", Critical, words)]);
+        let at = |timeline, flushed| Some(Position { timeline, flushed: Lsn(flushed) });
+        for (shipped, flushed, is_wrong) in [
+            (at(1, 0x500_0000), at(1, 0x500_0000), false),
+            (at(1, 0x500_0001), at(1, 0x500_0000), true),
+            (at(1, 0x500_0001), at(2, 0x500_0000), false),
+            (at(1, 0x500_0001), None, false),
+        ] {
+            let words = "up to 0/5000001 on timeline 1, and this server has written it only";
+            let expected = [("shipping", Critical, words)];
+            after(
+                &w,
+                |it, status| (status.shipped, it.flushed) = (shipped, flushed),
+                &expected[..usize::from(is_wrong)],
+            );
+        }
+    }
+
+    #[test]
+    fn a_worker_that_stands_still_is_not_taken_for_an_idle_server() {
+        let w = World::protected();
+        let silent = |seconds| Some(w.now - TimeDelta::seconds(seconds));
+        after(&w, |_, it| it.silent_since = silent(10), &[]);
+        let words = "not reported how far the WAL is since 2026-03-10 12:00:19 UTC";
+        after(&w, |_, it| it.silent_since = silent(11), &[("shipping", Critical, words)]);
+        let mut shown = vec![ok("remote", "x"), ok("shipping", "WAL goes off-site")];
+        let mut status = Status { silent_since: silent(10), ..Status::default() };
+        heed_silence(&mut shown, &status, w.now);
+        assert_eq!(shown[1].severity, Severity::Ok);
+        status.silent_since = silent(60);
+        heed_silence(&mut shown, &status, w.now);
+        assert_eq!(shown[0].severity, Severity::Ok);
+        assert_eq!(shown[1].severity, Critical);
     }
 
     #[test]

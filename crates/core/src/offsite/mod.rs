@@ -118,13 +118,25 @@ impl Plan {
     }
 }
 
-/// How far the WAL is on disk: a line of JSON on the standard input of `nrt-backup ship`.
+/// How far the WAL is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The timeline that is written.
     pub timeline: u32,
     /// Every byte before this is on disk.
     pub flushed: Lsn,
+}
+
+/// What the worker reports: a line of JSON on the standard input of `nrt-backup ship`, at least once
+/// a second, whether the position has changed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// How far the WAL is on disk.
+    #[serde(flatten)]
+    pub position: Position,
+    /// When that was read, or a moment before: whatever was on disk then lies before the position.
+    #[serde(default)]
+    pub at: Option<DateTime<Utc>>,
 }
 
 /// What shipping does.
@@ -181,6 +193,13 @@ pub struct Status {
     /// Since when at the latest the oldest byte that is not there was on disk; `None` if nothing
     /// is missing.
     pub behind_since: Option<DateTime<Utc>>,
+    /// Since when the worker has not reported how far the WAL is; `None` while it does. Whether
+    /// anything was committed since then is not known.
+    #[serde(default)]
+    pub silent_since: Option<DateTime<Utc>>,
+    /// Why nothing can be restored from the remote, although backups are there.
+    #[serde(default)]
+    pub unrestorable: Option<Unrestorable>,
     /// Labels of the backups on the remote that can be restored from there, oldest first.
     pub backups: Vec<String>,
     /// Why backups or archived segments cannot be brought there, if they cannot.
@@ -197,6 +216,17 @@ pub struct Status {
     pub sent_bytes: u64,
     /// Objects that were sent since then.
     pub sent_objects: u64,
+}
+
+/// Why a restore without a target from the remote would be refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unrestorable {
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// What the restore would say.
+    pub message: String,
+    /// What to do about it.
+    pub hint: String,
 }
 
 /// What a comparison of the whole remote with the repository found.

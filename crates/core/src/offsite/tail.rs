@@ -67,18 +67,23 @@ pub struct Coverage {
 impl Coverage {
     /// Takes in a segment that is in the remote's archive.
     pub fn archive(&mut self, segment: Segment) {
-        let runs = self.archived.entry(segment.timeline).or_default();
-        let (mut from, mut to) = (segment.number, segment.number + 1);
+        self.archive_run(segment.timeline, segment.number, segment.number + 1);
+    }
+
+    /// Takes in the archived segments of a timeline from one number up to before another.
+    pub fn archive_run(&mut self, timeline: u32, mut from: u64, mut to: u64) {
+        let runs = self.archived.entry(timeline).or_default();
         if let Some((&start, &end)) = runs.range(..=from).next_back() {
-            if end > from {
+            if end >= to {
                 return;
             }
-            if end == from {
+            if end >= from {
                 from = start;
             }
         }
-        if let Some(end) = runs.remove(&to) {
-            to = end;
+        while let Some((&start, &end)) = runs.range(from..=to).next_back() {
+            runs.remove(&start);
+            to = to.max(end);
         }
         runs.insert(from, to);
     }
@@ -246,6 +251,11 @@ impl Coverage {
         }
         cut
     }
+}
+
+/// The name of a timeline's history file.
+pub fn history_name(timeline: u32) -> String {
+    format!("{timeline:08X}.history")
 }
 
 /// Reads a timeline's history file: earlier timelines, and where each was left.

@@ -83,6 +83,20 @@ pub fn archive_push(config: &str, stanza: &str, file: &str) -> Vec<String> {
     arguments(config, Some(stanza), &["archive-push", file])
 }
 
+/// Archives a timeline's history file at once. In the background pgBackRest would archive only what
+/// PostgreSQL has marked as ready.
+pub fn archive_push_history(config: &str, stanza: &str, file: &str) -> Vec<String> {
+    arguments(config, Some(stanza), &["--no-archive-async", "archive-push", file])
+}
+
+/// Prints a file of the stanza's archive, as it was before pgBackRest encrypted it.
+pub fn archive_get_file(config: &str, stanza: &str, path: &str) -> Vec<String> {
+    let path = format!("archive/{stanza}/{path}");
+    let rest =
+        ["--repo=1", "--log-level-console=off", "--log-level-stderr=error", "repo-get", &path];
+    arguments(config, Some(stanza), &rest)
+}
+
 /// Removes the backups and the WAL that the retention no longer asks for.
 pub fn expire(config: &str, stanza: &str) -> Vec<String> {
     arguments(config, Some(stanza), &["expire"])

@@ -167,6 +167,28 @@ pub fn parse_info(output: &str, stanza: &str) -> Result<StanzaInfo, BadInfo> {
     })
 }
 
+/// Reads the backups of a cluster from the text of a `backup.info`, oldest first: pgBackRest's own
+/// file in a repository that it is not asked about. None, where that is encrypted or damaged.
+pub fn backups_in(info: &str, system_id: u64) -> Vec<Backup> {
+    let lines_of = |section: &str| {
+        let header = format!("[{section}]");
+        let lines = info.lines().skip_while(move |line| line.trim() != header).skip(1);
+        lines.take_while(|line| !line.starts_with('[')).filter_map(|line| line.split_once('='))
+    };
+    let ids: Vec<u32> = lines_of("db:history")
+        .filter_map(|(id, text)| {
+            let database: raw::KnownDatabase = serde_json::from_str(text).ok()?;
+            (database.system_id == system_id).then(|| id.trim().parse().ok())?
+        })
+        .collect();
+    let listed = lines_of("backup:current").filter_map(|(label, text)| {
+        serde_json::from_str::<raw::ListedBackup>(text).ok()?.read(label.trim())
+    });
+    let mut backups: Vec<Backup> = listed.filter(|it| ids.contains(&it.database_id)).collect();
+    backups.sort_by(|a, b| (a.stop_time, &a.label).cmp(&(b.stop_time, &b.label)));
+    backups
+}
+
 /// The timeline in a WAL segment's name.
 fn timeline_of(segment: &str) -> Option<u32> {
     u32::from_str_radix(segment.get(..8)?, 16).ok()
@@ -318,6 +340,59 @@ mod raw {
         version: String,
     }
 
+    /// A line of the section `[db:history]` of a `backup.info`.
+    #[derive(Deserialize)]
+    pub(super) struct KnownDatabase {
+        #[serde(rename = "db-system-id")]
+        pub(super) system_id: u64,
+    }
+
+    /// A line of the section `[backup:current]` of a `backup.info`.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub(super) struct ListedBackup {
+        #[serde(default)]
+        backrest_version: String,
+        backup_archive_start: Option<String>,
+        backup_archive_stop: Option<String>,
+        backup_error: Option<bool>,
+        backup_lsn_start: Option<Lsn>,
+        backup_lsn_stop: Option<Lsn>,
+        backup_prior: Option<String>,
+        backup_reference: Option<Vec<String>>,
+        backup_timestamp_start: i64,
+        backup_timestamp_stop: i64,
+        backup_type: BackupType,
+        db_id: u32,
+    }
+
+    impl ListedBackup {
+        pub(super) fn read(self, label: &str) -> Option<super::Backup> {
+            Some(super::Backup {
+                label: label.to_string(),
+                kind: self.backup_type,
+                prior: self.backup_prior,
+                references: self.backup_reference.unwrap_or_default(),
+                error: self.backup_error,
+                start_time: DateTime::from_timestamp(self.backup_timestamp_start, 0)?,
+                stop_time: DateTime::from_timestamp(self.backup_timestamp_stop, 0)?,
+                start_lsn: self.backup_lsn_start,
+                stop_lsn: self.backup_lsn_stop,
+                timeline: self.backup_archive_start.as_deref().and_then(timeline_of),
+                archive_start: self.backup_archive_start,
+                archive_stop: self.backup_archive_stop,
+                database_id: self.db_id,
+                repo: 1,
+                size: None,
+                delta: None,
+                repo_size: None,
+                repo_delta: None,
+                pgbackrest: self.backrest_version,
+                annotations: BTreeMap::new(),
+            })
+        }
+    }
+
     impl Backup {
         pub(super) fn read(self) -> Result<super::Backup, BadInfo> {
             let time = |seconds| {
@@ -368,6 +443,36 @@ mod tests {
     fn recorded(version: &str, name: &str) -> StanzaInfo {
         let json = fixtures::text(version, &format!("info/{name}.json"));
         parse_info(&json, "main").unwrap_or_else(|error| panic!("{version} {name}: {error}"))
+    }
+
+    #[test]
+    fn the_backups_of_a_cluster_are_read_from_a_backup_info() {
+        let line = |db: u32, start: &str, stop: i64| {
+            format!(
+                "{{\"backrest-format\":5,\"backrest-version\":\"2.45\",\"backup-archive-start\":\
+                 \"00000002000000000000000{start}\",\"backup-archive-stop\":\
+                 \"00000002000000000000000{start}\",\"backup-error\":false,\"backup-lsn-start\":\
+                 \"0/{start}000028\",\"backup-lsn-stop\":\"0/{start}000100\",\
+                 \"backup-timestamp-start\":{},\"backup-timestamp-stop\":{stop},\
+                 \"backup-type\":\"full\",\"db-id\":{db}}}",
+                stop - 1
+            )
+        };
+        let text = format!(
+            "[backrest]\nbackrest-format=5\n\n[backup:current]\n20261122-010204F={}\n\
+             20261122-010203F={}\n20261121-010203F={}\nx=nonsense\n\n[db]\ndb-id=2\n\n\
+             [db:history]\n1={{\"db-system-id\":8}}\n2={{\"db-system-id\":7,\"db-version\":\"15\"}}\n",
+            line(2, "5", 200),
+            line(2, "3", 100),
+            line(1, "1", 50)
+        );
+        let found = backups_in(&text, 7);
+        let labels: Vec<&str> = found.iter().map(|it| it.label.as_str()).collect();
+        assert_eq!(labels, ["20261122-010203F", "20261122-010204F"]);
+        assert_eq!(found[0].timeline, Some(2));
+        let lsn = (Some(Lsn(0x300_0028)), Some(Lsn(0x300_0100)));
+        assert_eq!((found[0].start_lsn, found[0].stop_lsn), lsn);
+        assert!(backups_in(&text, 9).is_empty() && backups_in("Salted__x", 7).is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::offsite::tail::Coverage;
 use crate::pgbackrest::info::Backup;
 
 /// What a place holds of one cluster: a repository on this machine, or a remote.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Catalog {
     /// The place, for people: `s3:bucket/main`, `/var/lib/pgbackrest`.
     pub source: String,
@@ -45,6 +45,9 @@ pub struct Catalog {
     pub complete_until: Option<DateTime<Utc>>,
     /// How far all WAL is there, as shipping last said; `None` where nobody said so.
     pub shipped: Option<Position>,
+    /// Whether WAL arrives there in order, as in a repository on this machine. Shipping sends it
+    /// side by side.
+    pub is_ordered: bool,
     /// Bytes of a backup's own directory, by label; what is not there is not known.
     pub stored: BTreeMap<String, u64>,
     /// Bytes of an archived segment as it is stored, on the average; 0 if there is none.

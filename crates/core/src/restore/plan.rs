@@ -16,13 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use self::choose::{Choice, choose};
 use self::field::Field;
-use self::path::known_timelines;
+use self::path::{Path, known_timelines};
 pub use self::text::{Listed, Overview, overview, steps};
 use super::Refusal;
 use super::catalog::{Catalog, Stretch, TransactionEnd, Wal};
 use super::drill::Phases;
 use super::target::{Point, Target, not_in_the_future};
 use crate::lsn::Lsn;
+use crate::offsite::Position;
 
 /// What a restore would do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,6 +108,37 @@ pub struct Window {
     pub backups: u64,
     /// Whether WAL that lies further on, on the same timeline, cannot be reached from here.
     pub ends_in_a_gap: bool,
+    /// Where the WAL goes on behind the gap that ends the window.
+    #[serde(default)]
+    pub gap_until: Option<Lsn>,
+}
+
+/// The newest state that a restore without a target comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Latest {
+    /// The backup that it begins with.
+    pub backup: String,
+    /// Where the WAL ends, and the timeline on which that is.
+    pub end: Position,
+}
+
+/// How far a restore without a target comes: the end of its [`plan`]. The position that shipping
+/// reports is this one.
+///
+/// # Errors
+///
+/// Why nothing can be restored. A gap is no error here: all that lies before it can be restored.
+pub fn latest(catalog: &Catalog) -> Result<Latest, Refusal> {
+    let newest = known_timelines(catalog).last().copied();
+    let timeline = newest.ok_or_else(|| refuse::nothing(catalog))?;
+    let path = Path::to(catalog, timeline)?;
+    match Field::newest_on(catalog, &path) {
+        Some(from) => Ok(Latest {
+            backup: from.backup.label.clone(),
+            end: Position { timeline: path.owner(from.reach), flushed: from.reach },
+        }),
+        None => Err(refuse::too_early(&Field::of(catalog, timeline)?, &Point::Latest)),
+    }
 }
 
 /// The windows of a catalog, oldest first.
@@ -115,7 +147,7 @@ pub struct Window {
 /// was taken on an earlier timeline.
 pub fn windows(catalog: &Catalog) -> Vec<Window> {
     let fields = known_timelines(catalog).into_iter().map(|it| Field::of(catalog, it));
-    // Without its history file nothing on a timeline can be reached.
+    // Without its history file only backups of its own lead to a timeline.
     let fields: Vec<Field> = fields.filter_map(Result::ok).collect();
     let mut found: Vec<(Window, &Field)> = Vec::new();
     for field in &fields {
@@ -130,6 +162,7 @@ pub fn windows(catalog: &Catalog) -> Vec<Window> {
                 to_lsn: island.reach,
                 backups: inside().count() as u64,
                 ends_in_a_gap: field.path.gap(island.reach).is_some(),
+                gap_until: field.path.gap(island.reach),
             };
             // What lies on the way to several timelines is shown once. That is all of one that
             // was not used after it had been left.

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::super::*;
 use crate::inventory::{Disk, Repository};
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, Segment};
 use crate::pgbackrest::archive::ArchiveRange;
 use crate::pgbackrest::command::TRIGGER_ANNOTATION;
 use crate::pgbackrest::info::parse_info;
@@ -112,6 +112,14 @@ impl Reality {
         labels.map(str::to_string).collect()
     }
 
+    /// The archive: the WAL of all backups, unless a test says otherwise.
+    fn archived(&self) -> Vec<ArchiveRange> {
+        if !self.archive.is_empty() || self.taken == 0 {
+            return self.archive.clone();
+        }
+        vec![segments(1, self.taken as u64 + 1)]
+    }
+
     fn seen(&self, now: DateTime<Utc>, stanza: &str) -> Inventory {
         let code = match (self.stanza, self.backups.is_empty() || self.unlisted) {
             (false, _) => 1,
@@ -138,13 +146,31 @@ impl Reality {
             pgbackrest: self.pgbackrest.clone().map_or(Ok(MINIMUM), Err),
             repository: match self.pgbackrest.clone().or_else(|| self.unreadable.clone()) {
                 Some(failure) => Err(failure),
-                None => Ok(Repository { info, archive: self.archive.clone() }),
+                None => Ok(Repository::new(info, self.archived())),
             },
             repository_disk: Some(self.disk),
             wal_disk: Some(self.disk),
             state_not_excluded: self.state_not_excluded,
             info_file: None,
         }
+    }
+}
+
+/// The archive from segment `first` up to and without `end`. The first backup that is taken in a
+/// [`World`] lies in segment 1, the second in segment 2, and so on.
+pub(crate) fn segments(first: u64, end: u64) -> ArchiveRange {
+    let size = 1 << 24;
+    let segment = |number| Segment { timeline: 1, number };
+    ArchiveRange {
+        archive_id: "15-1".to_string(),
+        timeline: 1,
+        first: segment(first).name(size),
+        last: segment(end - 1).name(size),
+        from: segment(first).start(size),
+        to: segment(end).start(size),
+        segments: end - first,
+        oldest_time: None,
+        newest_time: None,
     }
 }
 

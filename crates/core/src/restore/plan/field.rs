@@ -1,5 +1,7 @@
 //! Finds the backups that a recovery can begin with.
 
+use std::collections::BTreeMap;
+
 use super::super::Refusal;
 use super::super::catalog::Catalog;
 use super::super::target::{Point, Target, Timeline};
@@ -55,16 +57,30 @@ impl<'a> Field<'a> {
     /// All backups on the way to a timeline.
     pub(super) fn of(catalog: &'a Catalog, timeline: u32) -> Result<Field<'a>, Refusal> {
         let path = Path::to(catalog, timeline)?;
+        let labels = by_label(catalog);
         let (mut usable, mut skipped) = (Vec::new(), Vec::new());
         for backup in &catalog.backups {
-            match candidate(catalog, &path, backup) {
+            match candidate(catalog, &labels, &path, backup) {
                 Ok(Some(found)) => usable.push(found),
                 Ok(None) => {}
                 Err(why) => skipped.push(Skipped { backup, why }),
             }
         }
         usable.sort_by_key(|it| (it.stop, it.backup.stop_time));
+        if path.lacks_history() && usable.is_empty() && !catalog.backups.is_empty() {
+            return Err(refuse::no_history(catalog, timeline));
+        }
         Ok(Field { catalog, path, usable, skipped, named: None })
+    }
+
+    /// The newest backup on a way that can be used, and how far recovery comes from it. It looks at
+    /// no older one.
+    pub(super) fn newest_on(catalog: &'a Catalog, path: &Path) -> Option<Candidate<'a>> {
+        let labels = by_label(catalog);
+        let mut backups: Vec<&Backup> = catalog.backups.iter().collect();
+        backups.sort_by_key(|it| std::cmp::Reverse((it.stop_lsn, it.stop_time)));
+        let usable = |backup| candidate(catalog, &labels, path, backup).ok().flatten();
+        backups.into_iter().find_map(usable)
     }
 
     /// What the target lets choose.
@@ -174,13 +190,21 @@ pub(super) fn flaw(catalog: &Catalog, backup: &Backup) -> Option<String> {
     if backup.start_lsn.is_none() || backup.stop_lsn.is_none() || backup.timeline.is_none() {
         return Some(OFFLINE.to_string());
     }
-    chain(catalog, backup).err()
+    chain(catalog, &by_label(catalog), backup).err()
+}
+
+/// The backups by their labels.
+type Labels<'a> = BTreeMap<&'a str, &'a Backup>;
+
+fn by_label(catalog: &Catalog) -> Labels<'_> {
+    catalog.backups.iter().rev().map(|it| (it.label.as_str(), it)).collect()
 }
 
 /// A backup as a beginning on the way; `None` if it is not on it, and otherwise why it cannot be
 /// used.
 fn candidate<'a>(
     catalog: &'a Catalog,
+    labels: &Labels<'a>,
     path: &Path,
     backup: &'a Backup,
 ) -> Result<Option<Candidate<'a>>, String> {
@@ -191,7 +215,7 @@ fn candidate<'a>(
     if !path.holds(timeline, stop) {
         return Ok(None);
     }
-    let chain = chain(catalog, backup)?;
+    let chain = chain(catalog, labels, backup)?;
     let reach = path.reach(timeline, start);
     if reach < stop {
         return Err(format!(
@@ -203,7 +227,11 @@ fn candidate<'a>(
 }
 
 /// All backups whose files one needs, oldest first, or what is wrong with one of them.
-fn chain<'a>(catalog: &'a Catalog, backup: &'a Backup) -> Result<Vec<&'a Backup>, String> {
+fn chain<'a>(
+    catalog: &'a Catalog,
+    labels: &Labels<'a>,
+    backup: &'a Backup,
+) -> Result<Vec<&'a Backup>, String> {
     if let Some(why) = catalog.unusable.get(&backup.label) {
         return Err(why.clone());
     }
@@ -212,7 +240,7 @@ fn chain<'a>(catalog: &'a Catalog, backup: &'a Backup) -> Result<Vec<&'a Backup>
         if let Some(why) = catalog.unusable.get(label) {
             return Err(format!("it needs backup {label}: {why}"));
         }
-        let Some(needed) = catalog.backups.iter().find(|it| it.label == *label) else {
+        let Some(needed) = labels.get(label.as_str()).copied() else {
             return Err(format!("it needs backup {label}, which is not there"));
         };
         chain.push(needed);

@@ -39,23 +39,14 @@ impl<'a> Path<'a> {
                 },
             ));
         }
-        let history = catalog.histories.get(&timeline);
-        if history.is_none() && timeline > 1 {
-            let others = known.iter().filter(|it| **it != timeline).map(u32::to_string);
-            return Err(Refusal::new(
-                format!(
-                    "the history file of timeline {timeline}, {timeline:08X}.history, is missing \
-                     in {}: PostgreSQL cannot follow it",
-                    catalog.source
-                ),
-                format!(
-                    "Put the file back into the archive if another place has it, or follow \
-                     another timeline with --target-timeline: {}.",
-                    others.collect::<Vec<_>>().join(", ")
-                ),
-            ));
-        }
-        Ok(Path { catalog, timeline, legs: legs(history.map_or(&[], Vec::as_slice), timeline) })
+        let history = catalog.histories.get(&timeline).map_or(&[][..], Vec::as_slice);
+        Ok(Path { catalog, timeline, legs: legs(history, timeline) })
+    }
+
+    /// Whether the history file of the timeline is missing. Recovery then reads no other timeline:
+    /// it can begin only with a backup that was taken on this one.
+    pub(super) fn lacks_history(&self) -> bool {
+        self.timeline > 1 && !self.catalog.histories.contains_key(&self.timeline)
     }
 
     /// Whether a record of a timeline that ends here is on this way, and so is a backup whose last
@@ -109,12 +100,34 @@ impl<'a> Path<'a> {
         known.or(proven.filter(|at| reach < *at))
     }
 
-    /// The same, if what lies between was said to be there. What is on its way arrives in no
-    /// particular order: where the machine vanished meanwhile, there is a hole behind the last
-    /// position that it called shipped, and the end of what can be had is before that.
+    /// The same, if WAL that was surely there is missing. Shipping sends pieces and segments in no
+    /// particular order: a machine that vanishes leaves a hole behind the last position that it
+    /// had called shipped, and that hole is the end of what can be had.
     pub(super) fn gap(&self, reach: Lsn) -> Option<Lsn> {
-        let promised = self.catalog.shipped.filter(|it| it.timeline == self.timeline);
-        self.goes_on(reach).filter(|_| promised.is_none_or(|promised| reach < promised.flushed))
+        self.goes_on(reach).filter(|_| reach < self.surely_there())
+    }
+
+    /// All WAL before this position was there once, if it is on this way.
+    fn surely_there(&self) -> Lsn {
+        const ALL: Lsn = Lsn(u64::MAX);
+        let leg_of = |timeline: u32| self.legs.iter().find(|leg| leg.timeline == timeline);
+        let promised = match self.catalog.shipped {
+            Some(promised) => match leg_of(promised.timeline) {
+                Some(leg) => leg.ends.map_or(promised.flushed, |ends| ends.min(promised.flushed)),
+                // A later timeline was promised, of which it is not known where it left this way.
+                None if promised.timeline > self.timeline => ALL,
+                None => Lsn(0),
+            },
+            // An archiver archives in order, and forgets nothing.
+            None if self.catalog.is_ordered => ALL,
+            None => Lsn(0),
+        };
+        // A backup is listed after its WAL is there. A timeline begins where the one before it was
+        // replayed to.
+        let backups = self.catalog.backups.iter().filter_map(|it| it.timeline.zip(it.stop_lsn));
+        let stops = backups.filter(|(timeline, stop)| self.holds(*timeline, *stop)).map(|it| it.1);
+        let begins = self.legs.last().map(|leg| leg.begins);
+        stops.chain(begins).chain([promised]).max().unwrap_or_default()
     }
 
     /// The first WAL of a leg that lies behind a position which its WAL does not reach.

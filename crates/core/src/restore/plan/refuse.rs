@@ -56,6 +56,27 @@ pub(super) fn nothing(catalog: &Catalog) -> Refusal {
     Refusal::new(format!("no backup in {source} can be used"), format!("{}.", flaws.join("; ")))
 }
 
+/// A timeline whose history file is missing, and on which no backup was taken.
+pub(super) fn no_history(catalog: &Catalog, timeline: u32) -> Refusal {
+    let known = known_timelines(catalog);
+    let others = known.iter().filter(|it| **it != timeline).map(u32::to_string);
+    let others: Vec<String> = others.collect();
+    let hint = match others.as_slice() {
+        [] => "Put the file back into the archive if another place has it.".to_string(),
+        others => format!(
+            "Put the file back into the archive if another place has it, or follow another \
+             timeline with --target-timeline: {}.",
+            others.join(", ")
+        ),
+    };
+    let message = format!(
+        "the history file of timeline {timeline}, {timeline:08X}.history, is missing in {}: \
+         PostgreSQL cannot follow it",
+        catalog.source
+    );
+    Refusal::new(message, hint)
+}
+
 fn newest_labels(catalog: &Catalog) -> String {
     let labels = catalog.backups.iter().rev().take(LISTED).map(|it| it.label.as_str());
     let mut labels: Vec<&str> = labels.collect();
@@ -165,7 +186,8 @@ pub(super) fn gap_before_the_latest(field: &Field, reach: Lsn, goes_on: Lsn) -> 
         with_skipped(
             field,
             format!(
-                "Recovery can end where it is missing: --up-to-gap says that this is meant.{}\
+                "Recovery can end where it is missing: --up-to-gap says that this is meant, or in a \
+                 container RECOVERY_UP_TO_GAP=true.{}\
                  {whole}",
                 after_the_gap(field, reach)
             ),

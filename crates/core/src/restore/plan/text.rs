@@ -137,7 +137,12 @@ impl Plan {
     /// PostgreSQL's settings for the recovery, each with its value as a configuration file
     /// takes it.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
-        let mut settings = vec![("recovery_target_timeline", self.timeline.to_string())];
+        // PostgreSQL follows a number only with its history file. Without one the backup was taken
+        // on the timeline itself, which is the current one.
+        let has_history = self.timeline <= 1 || self.histories.contains(&self.timeline);
+        let timeline =
+            if has_history { self.timeline.to_string() } else { "'current'".to_string() };
+        let mut settings = vec![("recovery_target_timeline", timeline)];
         let target = match &self.recovery {
             Recovery::End => return settings,
             Recovery::Immediate => ("recovery_target", "'immediate'".to_string()),
@@ -325,7 +330,7 @@ fn or_none(lines: &[String]) -> String {
 }
 
 fn window_words(window: &Window, zone: Tz) -> String {
-    let Window { timeline, backup, from, from_lsn, to_lsn, backups, ends_in_a_gap } = window;
+    let Window { timeline, backup, from, from_lsn, to_lsn, backups, ends_in_a_gap, .. } = window;
     let end = if *ends_in_a_gap { ", where WAL is missing" } else { "" };
     let backups = match backups {
         1 => String::new(),

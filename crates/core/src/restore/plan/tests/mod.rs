@@ -65,6 +65,7 @@ fn empty_catalog() -> Catalog {
         next_xids: BTreeMap::new(),
         complete_until: None,
         shipped: None,
+        is_ordered: true,
         stored: BTreeMap::new(),
         segment_stored: 0,
         tail_stored: 0,

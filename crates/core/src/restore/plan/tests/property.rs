@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::Config;
 
 use super::super::super::target::{Action, Point, Target, Timeline};
-use super::super::{Plan, Recovery, plan, windows};
+use super::super::{Plan, Recovery, latest, plan, windows};
 use super::*;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -539,9 +539,6 @@ fn check_refusal(world: &World, target: &Target, refusal: &Refusal) {
         Timeline::Current => return,
     };
     for timeline in timelines {
-        if timeline > 1 && !world.catalog.histories.contains_key(&timeline) {
-            continue;
-        }
         let line = &world.lines[&timeline];
         let postgres = Postgres::following(world, timeline);
         let backups = world.catalog.backups.iter().filter(|it| is_whole(world, it));
@@ -607,6 +604,12 @@ proptest! {
         aims in proptest::collection::vec(proptest::collection::vec(any::<u32>(), 12), 1..24),
     ) {
         let world = make(rolls);
+        // The position that is called shipped is where a restore without a target ends.
+        let target = Target { up_to_gap: true, ..at_position(Lsn(0), 1) };
+        let target = Target { point: Point::Latest, timeline: Timeline::Latest, ..target };
+        let planned = plan(&world.catalog, &target, &mut world.wal(), instant(1 << 50), None);
+        let end = |plan: Plan| plan.wal.last().map(|it| it.to);
+        prop_assert_eq!(planned.ok().and_then(end), latest(&world.catalog).ok().map(|it| it.end.flushed));
         for rolls in aims {
             let target = aim(&world, &mut Dice { rolls: rolls.into_iter() });
             let now = instant(1 << 50);

@@ -5,7 +5,7 @@
 
 use super::super::super::drill::Phases;
 use super::super::super::target::{Action, Point, Target, Timeline};
-use super::super::{Plan, Recovery, plan, windows};
+use super::super::{Plan, Recovery, latest, plan, windows};
 use super::*;
 use crate::offsite::Position;
 
@@ -349,15 +349,98 @@ fn what_was_on_its_way_when_the_server_vanished_is_no_gap() {
         world.catalog.shipped = promised;
         assert!(refused(&world, &latest).starts_with("WAL is missing from"), "{promised:?}");
     }
-    for promised in [shipped(40, 1), shipped(30, 1)] {
-        world.catalog.shipped = promised;
-        assert_eq!(came_to(&world, &latest), expect("B", Recovery::End, 40));
-        let warnings = planned(&world, &latest).warnings;
+    let ends_at_the_hole = |world: &World| {
+        assert_eq!(came_to(world, &latest), expect("B", Recovery::End, 40));
+        let warnings = planned(world, &latest).warnings;
         let words = format!("the WAL from {} to {} had not arrived", quarter(40), quarter(48));
         assert!(warnings.len() == 1 && warnings[0].starts_with(&words), "{warnings:?}");
+    };
+    for promised in [shipped(40, 1), shipped(30, 1)] {
+        world.catalog.shipped = promised;
+        ends_at_the_hole(&world);
     }
     // What is asked for by name is refused all the same.
     assert!(refused(&world, &to(lsn(48))).contains("WAL is missing from"));
+    // On a remote, on which WAL arrives in no particular order, a session that had not promised
+    // anything yet has lost nothing.
+    world.catalog.is_ordered = false;
+    for promised in [None, shipped(40, 1)] {
+        world.catalog.shipped = promised;
+        ends_at_the_hole(&world);
+    }
+    // A promise remains one.
+    for promised in [shipped(41, 1), shipped(4, 2)] {
+        world.catalog.shipped = promised;
+        assert!(refused(&world, &latest).starts_with("WAL is missing from"), "{promised:?}");
+    }
+    // That a backup was taken proves that the WAL before its end was there.
+    world.catalog.shipped = None;
+    let (lsn, time) = ((quarter(48), quarter(49)), (minute(1, 48), minute(1, 49)));
+    world.catalog.backups.push(backup("C", 1, lsn, time, Vec::new()));
+    world.catalog.unusable.insert("C".to_string(), "it is damaged".to_string());
+    assert!(refused(&world, &latest).starts_with("WAL is missing from"));
+}
+
+#[test]
+fn what_was_promised_on_an_earlier_timeline_counts_on_the_next() {
+    let lines = [(1, None, 26), (2, Some((1, 26)), 60)];
+    let mut world = world(&lines, &[(1, 1, 6), (2, 6, 12)], &[("A", 1, 4, 6), ("B", 2, 28, 30)]);
+    world.catalog.is_ordered = false;
+    world.tail(2, quarter(52), quarter(53));
+    let shipped = |number, timeline| Some(Position { timeline, flushed: quarter(number) });
+    for promised in [None, shipped(26, 1), shipped(99, 1), shipped(48, 2)] {
+        world.catalog.shipped = promised;
+        assert_eq!(came_to(&world, &to(Point::Latest)), expect("B", Recovery::End, 48));
+    }
+    world.catalog.shipped = shipped(49, 2);
+    assert!(refused(&world, &to(Point::Latest)).starts_with("WAL is missing from"));
+    // What a timeline began with was replayed from somewhere.
+    world.catalog.shipped = None;
+    world.catalog.backups.pop();
+    world.catalog.wal.forget_archived(Segment { timeline: 1, number: 5 });
+    assert!(refused(&world, &to(Point::Latest)).starts_with("WAL is missing from"));
+}
+
+#[test]
+fn a_backup_of_a_timeline_needs_no_history_of_its_parents() {
+    let mut world = world(
+        &[(1, None, 26), (2, Some((1, 26)), 48)],
+        &[(1, 1, 6), (2, 6, 12)],
+        &[("A", 1, 4, 6), ("B", 2, 28, 30)],
+    );
+    world.catalog.histories.clear();
+    let plan = planned(&world, &to(Point::Latest));
+    assert_eq!((plan.backup.as_str(), plan.timeline), ("B", 2));
+    assert_eq!(plan.wal.last().map(|it| it.to), Some(quarter(48)));
+    // PostgreSQL follows a number only with a history file.
+    assert_eq!(plan.settings(), [("recovery_target_timeline", "'current'".to_string())]);
+    // What is before that backup is not on a way that is known.
+    assert!(refused(&world, &to(lsn(20))).contains("is before the end of the oldest backup"));
+    assert_eq!(came_to(&world, &on(1, lsn(20))), expect("A", Recovery::Lsn(quarter(20)), 24));
+    world.catalog.backups.pop();
+    assert!(refused(&world, &to(Point::Latest)).contains("00000002.history, is missing"));
+}
+
+#[test]
+fn the_newest_state_is_the_end_of_its_plan() {
+    let latest_of = |world: &World| latest(&world.catalog).map(|it| (it.backup, it.end));
+    let at = |timeline, number| Position { timeline, flushed: quarter(number) };
+    let mut world = plain();
+    assert_eq!(latest_of(&world), Ok(("B".to_string(), at(1, 40))));
+    // A gap ends it, whether it is a loss or not.
+    world.tail(1, quarter(48), quarter(49));
+    assert_eq!(latest_of(&world), Ok(("B".to_string(), at(1, 40))));
+    // A backup whose own WAL is not all there is none.
+    world.catalog.wal.forget_archived(Segment { timeline: 1, number: 5 });
+    assert_eq!(latest_of(&world), Ok(("A".to_string(), at(1, 20))));
+    world.catalog.wal.forget_archived(Segment { timeline: 1, number: 1 });
+    let refusal = latest_of(&world).expect_err("nothing is whole");
+    assert!(refusal.hint.contains("the WAL that was written while it was taken"), "{refusal:?}");
+    // On the way to a later timeline that is not reached, it is on the earlier one.
+    let world =
+        self::world(&[(1, None, 28), (2, Some((1, 26)), 48)], &[(1, 1, 6)], &[("A", 1, 4, 6)]);
+    assert_eq!(latest_of(&world), Ok(("A".to_string(), at(1, 24))));
+    assert!(latest(&empty_catalog()).is_err());
 }
 
 #[test]
@@ -382,7 +465,8 @@ fn the_latest_is_all_that_is_there() {
         assert!(
             refusal.starts_with(&format!(
                 "WAL is missing from {} to {}, and there is more behind that | Recovery can end \
-                 where it is missing: --up-to-gap says that this is meant. There is no backup \
+                 where it is missing: --up-to-gap says that this is meant, or in a container \
+                 RECOVERY_UP_TO_GAP=true. There is no backup \
                  after it.",
                 quarter(41),
                 quarter(48)
