@@ -435,14 +435,23 @@ impl World {
         }
     }
 
-    /// Has the remote compared with the repository.
+    /// Has the remote compared with the repository. A failure to ship in that moment is no difference:
+    /// it is tried again.
     fn compare(&self, tally: &mut Tally) {
-        let (code, text) = nrt_backup(&self.cluster, "check", &[], "check");
-        self.log.line(format_args!("check: exit code {code:?}"));
-        if code != Some(0) && code != Some(1) {
-            tally.different += 1;
-            self.found(tally, format!("the remote differs from the repository: {text}"));
+        let mut words = String::new();
+        for _ in 0..3 {
+            let (code, text) = nrt_backup(&self.cluster, "check", &[], "check");
+            self.log.line(format_args!("check: exit code {code:?}"));
+            if code == Some(0) || code == Some(1) {
+                return;
+            }
+            words = text;
+            if ships(&self.cluster, LIMIT).is_err() {
+                break;
+            }
         }
+        tally.different += 1;
+        self.found(tally, format!("the remote differs from the repository: {words}"));
     }
 
     pub(crate) fn found(&self, tally: &mut Tally, words: String) {
