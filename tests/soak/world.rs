@@ -27,6 +27,8 @@ const DISK: u32 = 256;
 /// seconds, a server that nobody hears of counts as alive for a minute, and the machine may be busy
 /// with other worlds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(300);
+/// Bytes that a record of WAL has at most here: some pages, or a message of the script's.
+const RECORD: u64 = 65_536;
 /// How long a process that is to be killed is waited for.
 const SEARCH: Duration = Duration::from_secs(3);
 /// How often something that is waited for is looked at.
@@ -595,7 +597,9 @@ impl World {
             for claim in claims.positions.iter().filter(|it| it.timeline == self.timeline) {
                 if claim.lsn > reached && is_above(&self.cluster, gone, claim, reached) {
                     tally.above += 1;
-                    self.found(tally, format!("restored to {reached}, and yet {claim:?}"));
+                    let Claim { by, timeline, lsn } = claim;
+                    let claimed = format!("{by} claimed {lsn} on timeline {timeline}");
+                    self.found(tally, format!("restored to {reached}, and yet {claimed}"));
                 }
             }
         }
@@ -732,9 +736,12 @@ fn is_above(cluster: &Cluster, gone: &Path, claim: &Claim, reached: Lsn) -> bool
         .expect("it is installed");
     let text = String::from_utf8_lossy(&output.stdout);
     let records = text.lines().filter(|it| it.starts_with("rmgr: ")).count();
-    // The first one was replayed, and the last one may go on behind the claim. Where the WAL is
-    // recycled already, the claim is far away.
-    records > 2 || records == 0
+    match records {
+        // The server had recycled it: the last record that was replayed reaches so far at most.
+        0 => claim.lsn.0 - reached.0 > RECORD,
+        // The first one was replayed, and the last one may go on behind the claim.
+        _ => records > 2,
+    }
 }
 
 /// Whether a process is one that a fault is meant for.
