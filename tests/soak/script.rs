@@ -198,6 +198,9 @@ impl Script {
             true => random.between(8, 20),
             false => self.until_vanish - faults,
         };
+        if let Some(vanish) = vanish {
+            planned.retain(|it| it.at < vanish.at);
+        }
         // Numbers were drawn for all of them: what comes later does not depend on the limit.
         let mut left = most.saturating_sub(usize::from(vanish.is_some()));
         planned.retain(|it| match it.what {
