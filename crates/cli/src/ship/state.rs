@@ -600,9 +600,11 @@ impl Shared {
         self.over.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed)
     }
 
-    /// Whether the server is about to end and the remote takes what is left.
+    /// Whether the server is about to end and the remote takes what is left. To be asked once the
+    /// tail is shipped, which begins before the remote is listed: the phase is `Starting` until then.
     pub(crate) fn is_ending(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) && self.lock().status.phase == Phase::Shipping
+        self.stop.load(Ordering::Relaxed)
+            && matches!(self.lock().status.phase, Phase::Starting | Phase::Shipping)
     }
 
     /// Ends the session.
