@@ -45,7 +45,8 @@ pub(crate) fn hash_of(bytes: &[u8]) -> String {
     written(Sha1::new_with_prefix(bytes))
 }
 
-fn written(hasher: Sha1) -> String {
+/// What a hasher has computed, as pgBackRest writes it.
+pub(crate) fn written(hasher: Sha1) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -62,7 +63,8 @@ pub(crate) fn unpack(path: &str, packed: &[u8], size: u64) -> io::Result<Vec<u8>
     Ok(bytes)
 }
 
-fn unpacked<'a>(path: &str, packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+/// A reader that unpacks what pgBackRest has packed, as the name's end says.
+pub(crate) fn unpacked<'a>(path: &str, packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match path.rsplit_once('.').map(|(_, end)| end) {
         Some("zst") => Box::new(zstd::Decoder::new(packed)?),
         Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(packed)),

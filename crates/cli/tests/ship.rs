@@ -16,7 +16,8 @@ use nrt_core::layout::{self, Restored};
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
-use nrt_core::offsite::{Phase, Plan, Position, Status};
+use nrt_core::offsite::{Comparison, Phase, Plan, Position, Status};
+use nrt_core::pgbackrest::ini::checksum;
 use nrt_core::restore::catalog::RestorePoint;
 use nrt_core::restore::points;
 use sha1::{Digest, Sha1};
@@ -37,6 +38,25 @@ const ARCHIVE: &str = "archive/main/15-1";
 /// A backup of the recorded repository.
 const LABEL: &str = "20261122-010203F";
 
+/// What a backup's only file holds.
+const DATA: &str = "the data\n";
+
+/// A file as pgBackRest writes it, with its checksum.
+fn proved(text: &str) -> String {
+    format!("{text}\n[backrest]\nbackrest-checksum=\"{}\"\n", checksum(text))
+}
+
+/// The manifest of a backup of one file, in one bundle.
+fn manifest(data: &str) -> String {
+    let hash: String = Sha1::digest(data).iter().map(|byte| format!("{byte:02x}")).collect();
+    let size = data.len();
+    proved(&format!(
+        "[backup]\nbackup-bundle=true\n\n[target:file]\npg_data/1={{\"bni\":1,\"checksum\":\
+         \"{hash}\",\"rck\":\"{hash}\",\"repo-size\":{size},\"size\":{size}}}\n\n\
+         [target:path:default]\nmode=\"0700\"\n"
+    ))
+}
+
 /// A place with a data directory, a repository and a remote, all of them directories.
 struct World {
     root: TempDir,
@@ -50,13 +70,13 @@ impl World {
                 "rclone.conf".to_string(),
                 format!("[there]\ntype = alias\nremote = {}\n", world.text("remote")),
             ),
-            ("repository/archive/main/archive.info".to_string(), "[db]\ndb-id=1\n".to_string()),
+            ("repository/archive/main/archive.info".to_string(), proved("[db]\ndb-id=1\n")),
             (
                 "repository/backup/main/backup.info".to_string(),
-                format!("[backup:current]\n{LABEL}={{}}\n\n[db]\ndb-id=1\n"),
+                proved(&format!("[backup:current]\n{LABEL}={{}}\n\n[db]\ndb-id=1\n")),
             ),
-            (format!("repository/backup/main/{LABEL}/backup.manifest"), "a manifest\n".to_string()),
-            (format!("repository/backup/main/{LABEL}/bundle/1"), "the data\n".to_string()),
+            (format!("repository/backup/main/{LABEL}/backup.manifest"), manifest(DATA)),
+            (format!("repository/backup/main/{LABEL}/bundle/1"), DATA.to_string()),
         ];
         for (path, content) in plain {
             world.write(&path, content.as_bytes());
@@ -118,6 +138,8 @@ impl World {
             portable_tar: false,
             archives: true,
             heartbeat: 1,
+            retention_days: 1,
+            listing: 3600,
             interval: 1000,
         }
     }
@@ -498,8 +520,8 @@ fn what_was_cut_off_while_it_was_brought_back_is_never_sent() {
     let [half, none] =
         [FIRST - 2, FIRST - 1].map(|number| archived(Segment { timeline: 1, number }));
     for (path, content) in [
-        (format!("{backup}/backup.manifest"), &b"a manifest\n"[..]),
-        (format!("{backup}/bundle/1"), &b"the data\n"[..]),
+        (format!("{backup}/backup.manifest"), manifest(DATA).as_bytes()),
+        (format!("{backup}/bundle/1"), DATA.as_bytes()),
         (half.0.clone(), &half.1[..]),
         (none.0.clone(), &none.1[..]),
     ] {
@@ -521,6 +543,9 @@ fn what_was_cut_off_while_it_was_brought_back_is_never_sent() {
         &serde_json::to_vec(&restored).expect("JSON"),
     );
     world.write(&format!("repository/{}", half.0), &half.1[..half.1.len() / 2]);
+    // The info files come from the remote, with the restore.
+    let list = format!("[backup:current]\n{older}={{}}\n{LABEL}={{}}\n\n[db]\ndb-id=1\n");
+    world.write("repository/backup/main/backup.info", proved(&list).as_bytes());
     let staging = "repository/archive/main/.bring-back";
     world.write(&format!("{staging}/15-1/0000000100000000/x.a1b2c3d4.partial"), b"half");
 
@@ -528,7 +553,7 @@ fn what_was_cut_off_while_it_was_brought_back_is_never_sent() {
     ship.tell(at(1));
     let manifest = world.path(&format!("repository/{backup}/backup.manifest"));
     until("the older backup is here", || manifest.exists());
-    until("the newer backup is there", || world.status().backups == [LABEL]);
+    until("both backups are there", || world.status().backups == [older, LABEL]);
     for (path, content) in [half, none] {
         for place in [world.path("repository"), world.there().join("repository")] {
             let found = fs::read(place.join(&path)).expect("it is there");
@@ -1119,4 +1144,192 @@ fn obscured(password: &str) -> String {
     let output = Command::new("rclone").args(["obscure", password]).output();
     let output = output.expect("rclone is installed");
     String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
+/// The message about the mirror, once there is one with some words.
+fn mirror_says(world: &World, words: &str) -> String {
+    let said = || world.status().mirror_failure.map_or(String::new(), |it| it.message);
+    until(&format!("the mirror says \"{words}\""), || said().contains(words));
+    said()
+}
+
+/// Asks for a comparison, and waits for its answer.
+fn check(world: &World, request: &str) -> Comparison {
+    let asked = chrono::Utc::now();
+    world.write("state/compare", request.as_bytes());
+    until("it is compared", || {
+        !world.path("state/compare").exists()
+            && world.status().comparison.is_some_and(|it| it.at > asked)
+    });
+    world.status().comparison.expect("it was waited for")
+}
+
+#[test]
+fn damage_here_never_replaces_what_is_whole_there_and_is_repaired_from_it() {
+    let world = World::new();
+    let backup = format!("backup/main/{LABEL}");
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    until("the backup is there", || world.status().backups == [LABEL]);
+    let there = world.there().join("repository");
+    let whole = files(&there);
+    let repository = world.path("repository");
+    for (path, damaged) in [
+        (format!("{backup}/bundle/1"), &b"the"[..]),
+        (format!("{backup}/bundle/1"), b""),
+        // The size is right.
+        (format!("{backup}/bundle/1"), b"the dada\n"),
+        (format!("{backup}/backup.manifest"), b"[backup]\n"),
+        ("backup/main/backup.info".to_string(), b""),
+        ("archive/main/archive.info".to_string(), b"[db]\ndb-id=1\n"),
+    ] {
+        let file = repository.join(&path);
+        let right = fs::read(&file).expect("it is there");
+        fs::write(&file, damaged).expect("the directory is ours");
+        // As a session that begins anew finds it.
+        ship.kill();
+        fs::remove_file(world.path("state/ship.json")).expect("it was there");
+        ship = world.ship();
+        ship.tell(at(1));
+        let found = check(&world, "");
+        assert!(found.healed.is_empty() && found.repaired.is_empty(), "{path}: {found:?}");
+        if path.ends_with(".info") {
+            mirror_says(&world, "and its copy are damaged in the repository");
+        } else {
+            assert_eq!(found.damaged_here.named, [path.as_str()], "{found:?}");
+            assert_eq!(found.different.named, [path.as_str()]);
+        }
+        assert!(files(&there) == whole, "{path}: something was changed on the remote");
+
+        let repaired = check(&world, "repair");
+        assert!(repaired.healed.named.contains(&path), "{path}: {repaired:?}");
+        assert_eq!(fs::read(&file).expect("it is there"), right, "{path}");
+        until("the mirror is well", || world.status().mirror_failure.is_none());
+        let _ = fs::remove_file(file.with_extension("info.copy"));
+        assert!(check(&world, "").different.is_empty());
+        assert!(files(&there) == whole, "{path}: something was changed on the remote");
+    }
+    ship.end();
+}
+
+#[test]
+fn a_backup_that_was_lost_here_stays_there_and_one_that_expired_goes() {
+    let world = World::new();
+    let [first, second, third] = ["20261101-000000F", "20261102-000000F", LABEL];
+    let list = |labels: &[&str]| {
+        let mut text = "[backup:current]\n".to_string();
+        for label in labels {
+            // The day of the month.
+            let stop = format!("{}-{}-{}T00:00:00Z", &label[..4], &label[4..6], &label[6..8]);
+            let stop: chrono::DateTime<chrono::Utc> = stop.parse().expect("a time");
+            text += &format!(
+                "{label}={{\"backup-timestamp-stop\":{},\"backup-type\":\"full\"}}\n",
+                stop.timestamp()
+            );
+        }
+        proved(&format!("{text}\n[db]\ndb-id=1\n"))
+    };
+    let info = "repository/backup/main/backup.info";
+    let add = |label: &str| {
+        let backup = format!("repository/backup/main/{label}");
+        world.write(&format!("{backup}/bundle/1"), DATA.as_bytes());
+        world.write(&format!("{backup}/backup.manifest"), manifest(DATA).as_bytes());
+    };
+    let lose = |label: &str| {
+        fs::remove_dir_all(world.path(&format!("repository/backup/main/{label}"))).expect("gone");
+    };
+    add(first);
+    add(second);
+    world.write(info, list(&[first, second, third]).as_bytes());
+    let config = world.path("pgbackrest.conf");
+    let retain = |fulls: u32| {
+        let repository = world.text("repository");
+        let text = format!("[global]\nrepo1-path={repository}\nrepo1-retention-full={fulls}\n");
+        world.write("pgbackrest.conf", text.as_bytes());
+    };
+    retain(2);
+    let plan = Plan { own_config: Some(config.to_string_lossy().into_owned()), ..world.plan() };
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1));
+    until("all are there", || world.status().backups == [first, second, third]);
+    let there = world.there().join("repository/backup/main");
+
+    // As pgBackRest makes the list at the next backup, without what it has lost.
+    lose(second);
+    world.write(info, list(&[first, third]).as_bytes());
+    let words = mirror_says(&world, "missing in the repository although the retention keeps them");
+    assert!(words.contains(second), "{words}");
+    let failure = world.status().mirror_failure.expect("it was just there");
+    assert!(failure.hint.contains("nrt-backup check --repair"), "{failure:?}");
+    assert!(failure.hint.contains(&format!("repository/backup/main/{second}")), "{failure:?}");
+    let listed = fs::read_to_string(there.join("backup.info")).expect("it is there");
+    assert!(listed.contains(second) && there.join(second).join("bundle/1").exists());
+
+    // It comes back, and waits for pgBackRest to list it again.
+    let repaired = check(&world, "repair");
+    assert!(repaired.healed.named.contains(&format!("backup/main/{second}")), "{repaired:?}");
+    assert_eq!(
+        files(&world.path(&format!("repository/backup/main/{second}"))),
+        files(&there.join(second))
+    );
+    mirror_says(&world, "backup.info does not list it");
+    world.write(info, list(&[first, second, third]).as_bytes());
+    until("the mirror is well", || world.status().mirror_failure.is_none());
+
+    // Expired: the retention keeps two.
+    world.write(info, list(&[second, third]).as_bytes());
+    lose(first);
+    until("it is gone", || !there.join(first).exists());
+    until("the list is there", || world.status().backups == [second, third]);
+    assert!(world.status().mirror_failure.is_none());
+    assert!(there.join(second).join("bundle/1").exists());
+    ship.end();
+}
+
+#[test]
+fn what_the_remote_loses_is_noticed_by_the_listing() {
+    let world = World::new();
+    let (path, content) = archived(Segment { timeline: 1, number: FIRST });
+    world.write(&format!("repository/{path}"), &content);
+    let plan = Plan { listing: 1, ..world.plan() };
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1));
+    let there = world.there().join("repository");
+    until("the backup is there", || world.status().backups == [LABEL]);
+    until("the segment is there", || there.join(&path).exists());
+    let data = format!("backup/main/{LABEL}/bundle/1");
+    for lost in [&data, &path] {
+        let right = fs::read(there.join(lost)).expect("it was sent");
+        fs::remove_file(there.join(lost)).expect("it is there");
+        until("it is back", || fs::read(there.join(lost)).is_ok_and(|it| it == right));
+    }
+    fs::write(there.join(&data), b"the").expect("the directory is ours");
+    until("it is whole", || fs::read(there.join(&data)).is_ok_and(|it| it == DATA.as_bytes()));
+    until("the backup is called there", || world.status().backups == [LABEL]);
+    until("the mirror is well", || world.status().mirror_failure.is_none());
+    // What is lost on both sides cannot be sent again.
+    fs::write(world.path(&format!("repository/{data}")), b"the dada\n").expect("ours");
+    fs::remove_file(there.join(&data)).expect("it is there");
+    let words = mirror_says(&world, "damaged or missing in the repository and on the remote");
+    assert!(words.contains(&data), "{words}");
+    assert!(!there.join(&data).exists());
+    ship.end();
+}
+
+#[test]
+fn damage_there_is_named_and_repaired_from_here() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(1));
+    until("the backup is there", || world.status().backups == [LABEL]);
+    let path = format!("backup/main/{LABEL}/bundle/1");
+    let file = world.there().join("repository").join(&path);
+    fs::write(&file, b"the dada\n").expect("the directory is ours");
+    let found = check(&world, "");
+    assert_eq!(found.damaged_there.named, [path.as_str()], "{found:?}");
+    assert_eq!(fs::read(&file).expect("it is there"), b"the dada\n");
+    let repaired = check(&world, "repair");
+    assert!(repaired.different.is_empty() && repaired.repaired.named == [path], "{repaired:?}");
+    assert_eq!(fs::read(&file).expect("it is there"), DATA.as_bytes());
+    ship.end();
 }

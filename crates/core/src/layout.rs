@@ -79,6 +79,9 @@ pub const RCLONE_RENEWED: &str = "pgsql_tmp_rclone.renewed.conf";
 pub const RCLONE_RENEWED_FROM: &str = "pgsql_tmp_rclone.renewed.conf.given";
 /// Put there to have the remote compared with the repository; gone when it is done.
 pub const COMPARE: &str = "compare";
+
+/// The content of the request [`COMPARE`] that asks to replace what is damaged, too.
+pub const REPAIR: &str = "repair";
 /// Put there to make this instance the remote's owner; gone when it is done.
 pub const TAKEOVER: &str = "takeover";
 /// The directory of what is about to be sent.

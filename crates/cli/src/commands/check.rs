@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use chrono::Utc;
 use nrt_core::layout;
 use nrt_core::offsite::{Comparison, FileList, Phase, Status};
+use nrt_process::files::replace;
 
 use super::server::{self, Server};
 
@@ -20,18 +21,23 @@ const SHOWN: usize = 20;
 /// Compares the remote with the repository, file by file: names, sizes, and hashes where the
 /// remote has them.
 ///
-/// What is missing there is sent again. What differs is named and left alone, because the damaged
-/// one may be the one here. Exit code: 0 if all was the same, 1 if something was sent again, 2 if
-/// something differs or could not be compared.
+/// What is missing there is sent again, once pgBackRest's checksums have proved it here. What differs
+/// is named with the side that is damaged, and left alone without --repair. Exit code: 0 if all was
+/// the same, 1 if something was sent again or repaired, 2 if something differs or could not be
+/// compared.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
+    /// Replace damaged and missing files of the repository by the remote's, and damaged files on the
+    /// remote by the repository's, where pgBackRest's checksums prove the other side's file.
+    #[arg(long)]
+    repair: bool,
     #[command(flatten)]
     server: Server,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    match compare(&arguments.server) {
+    match compare(&arguments.server, arguments.repair) {
         Ok(comparison) => report(&comparison),
         Err(error) => {
             eprintln!("{error:#}");
@@ -40,16 +46,20 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn compare(server: &Server) -> anyhow::Result<Comparison> {
+fn compare(server: &Server, is_repair: bool) -> anyhow::Result<Comparison> {
     let state = server.state()?;
     must_ship(server, &state)?;
     let asked = Utc::now();
     let request = state.join(layout::COMPARE);
-    fs::write(&request, "").with_context(|| format!("write \"{}\"", request.display()))?;
+    let content = if is_repair { layout::REPAIR } else { "" };
+    // As a whole: it is read at any time.
+    replace(&request, content.as_bytes())
+        .with_context(|| format!("write \"{}\"", request.display()))?;
     loop {
         let status: Option<Status> = server::read(&state, layout::SHIP);
         if let Some(comparison) = status.and_then(|it| it.comparison)
             && comparison.at > asked
+            && (comparison.is_repair || !is_repair)
         {
             return Ok(comparison);
         }
@@ -90,19 +100,25 @@ fn report(comparison: &Comparison) -> ExitCode {
         }
     };
     list("were missing on the remote and are sent again", &comparison.repaired);
+    list("were damaged in the repository and are the remote's now", &comparison.healed);
     list("differ, and are left as they are", &comparison.different);
+    list(
+        "of these are damaged in the repository and whole on the remote",
+        &comparison.damaged_here,
+    );
+    list(
+        "of these are damaged on the remote and whole in the repository",
+        &comparison.damaged_there,
+    );
     if !comparison.different.is_empty() {
-        println!(
-            "HINT: Find out which one is damaged with \"pgbackrest verify\". If it is the \
-             remote's, delete it there and run this again."
-        );
+        println!("HINT: {}", comparison.hint());
     }
     if let Some(failure) = &comparison.failure {
         println!("{}\nHINT: {}", failure.message, failure.hint);
     }
     if !comparison.different.is_empty() || comparison.failure.is_some() {
         ExitCode::from(2)
-    } else if !comparison.repaired.is_empty() {
+    } else if !comparison.repaired.is_empty() || !comparison.healed.is_empty() {
         ExitCode::from(1)
     } else {
         ExitCode::SUCCESS

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::{fs, fs::File, thread};
 
 use chrono::Utc;
 use nrt_core::layout;
@@ -14,6 +14,7 @@ use nrt_core::offsite::owner::{self, Owner};
 use nrt_core::options::REPOSITORY;
 use nrt_core::restore::Refusal;
 use nrt_process::allowed_for_rclone;
+use rustix::fs::syncfs;
 use serde::{Deserialize, Serialize};
 
 use super::place::unusable;
@@ -306,16 +307,20 @@ impl Run<'_> {
     }
 }
 
-/// Moves a directory, also to another file system.
+/// Moves a directory, also to another file system. All that is in it is on disk before it has its
+/// name, and the name when this returns: a manifest never outlives the files that it names.
 fn carry(from: &Path, to: &Path) -> std::io::Result<()> {
-    if fs::rename(from, to).is_ok() {
-        return Ok(());
+    let sync = |directory: &Path| -> std::io::Result<()> { Ok(syncfs(File::open(directory)?)?) };
+    sync(from)?;
+    if fs::rename(from, to).is_err() {
+        // Whole, or not at all under its name.
+        let partial = to.with_extension("nrt-partial");
+        let _ = fs::remove_dir_all(&partial);
+        copy(from, &partial)?;
+        sync(&partial)?;
+        fs::rename(&partial, to)?;
     }
-    // Whole, or not at all under its name.
-    let partial = to.with_extension("nrt-partial");
-    let _ = fs::remove_dir_all(&partial);
-    copy(from, &partial)?;
-    fs::rename(&partial, to)
+    to.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use nrt_core::pgbackrest::command;
 use nrt_core::pgbackrest::exit;
 use nrt_core::pgbackrest::info::{self, StanzaInfo};
+use nrt_core::pgbackrest::ini::{Integrity, integrity};
 use nrt_core::pgbackrest::label;
 use nrt_core::restore::Refusal;
 use nrt_process::{allowed_in_zone, capture};
@@ -219,9 +220,13 @@ impl Source {
                 let mut stanzas: Vec<String> = self
                     .list("backup")?
                     .iter()
-                    .filter_map(|it| it.path.strip_suffix("/backup.info").map(str::to_string))
+                    .filter_map(|it| {
+                        let path = it.path.strip_suffix(".copy").unwrap_or(&it.path);
+                        path.strip_suffix("/backup.info").map(str::to_string)
+                    })
                     .collect();
                 stanzas.sort();
+                stanzas.dedup();
                 stanzas
             }
         };
@@ -280,24 +285,42 @@ impl Source {
     pub(crate) fn resume(&mut self, stanza: &str) {
         self.stanza = stanza.to_string();
         let info = self.repository().join(format!("backup/{stanza}/backup.info"));
-        self.is_encrypted = fs::read(info).is_ok_and(|text| !text.starts_with(b"["));
+        // One of the two may be missing, or cut off.
+        let found = [info.clone(), info.with_extension("info.copy")]
+            .into_iter()
+            .filter_map(|path| fs::read(path).ok().map(|content| integrity(&content)))
+            .find(|found| *found != Integrity::Damaged);
+        self.is_encrypted = found == Some(Integrity::Encrypted);
     }
 
+    /// Fetches the info files with their copies. A host that vanishes while it replaces one leaves it
+    /// cut off or missing, and its copy whole: pgBackRest takes the copy then, and so do we.
     fn fetch_info(&self) -> Result<(), Refusal> {
         for kind in ["archive", "backup"] {
-            let directory = format!("{kind}/{}", self.stanza);
-            for suffix in ["", ".copy"] {
+            let path = format!("{kind}/{}/{kind}.info", self.stanza);
+            let mut is_whole = false;
+            for path in [path.clone(), format!("{path}.copy")] {
                 // What was fetched by an interrupted restore may be older.
-                let path = format!("{directory}/{kind}.info{suffix}");
                 let _ = fs::remove_file(self.work.repository().join(&path));
-                let found = self.stored(&path)?;
-                if found.is_none() && suffix.is_empty() {
-                    return Err(Refusal::new(
-                        format!("\"repository/{path}\" is missing at {}", self.name()),
-                        "Without it pgBackRest cannot read the repository. If the original \
-                         server is there, \"nrt-backup check\" sends it again.",
-                    ));
+                let Some(file) = self.stored(&path)? else { continue };
+                let content = fs::read(&file).map_err(|error| unreadable(&file, &error))?;
+                if integrity(&content) == Integrity::Damaged {
+                    eprintln!("warning: \"repository/{path}\" is damaged at {}", self.name());
+                    // pgBackRest shall not read it either.
+                    let _ = fs::remove_file(&file);
+                    continue;
                 }
+                is_whole = true;
+            }
+            if !is_whole {
+                return Err(Refusal::new(
+                    format!(
+                        "\"repository/{path}\" and its copy are missing or damaged at {}",
+                        self.name()
+                    ),
+                    "Without them pgBackRest cannot read the repository. If the original server is \
+                     there, \"nrt-backup check\" sends them again.",
+                ));
             }
         }
         Ok(())

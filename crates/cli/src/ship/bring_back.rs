@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 
 use nrt_core::inventory::Failure;
 use nrt_core::layout;
+use nrt_core::pgbackrest::ini::{Integrity, integrity};
 use nrt_core::pgbackrest::names::valid_label;
+use nrt_process::files::write_atomically;
 use rustix::fs::{statvfs, syncfs};
 
 use super::archive::{is_archived_file, may_replace};
+use super::proof::{MANIFEST, manifest_there};
 use super::remote::{Entry, Remote, failure};
 use super::state::Shared;
 
@@ -81,11 +84,28 @@ pub(crate) fn run(
     for label in labels {
         let from = format!("repository/backup/{stanza}/{label}");
         let into = backups.join(label);
-        // Whatever has a manifest is taken for whole.
+        let manifest = manifest_there(remote, stanza, label)?.unwrap_or_default();
+        if integrity(&manifest) == Integrity::Damaged {
+            return Err(Failure {
+                message: format!("the manifest of backup {label} is damaged on the remote"),
+                hint: format!(
+                    "Nothing can be restored from that backup. To give it up, delete it there: \
+                     rclone --config \"{}\" purge \"{}/{from}\".",
+                    shared.plan.rclone_config, remote.root
+                ),
+            });
+        }
+        // Whatever has a manifest is taken for whole: it comes last, when all else is on disk.
         let rules = ["- /backup.manifest"];
         remote.fetch_directory(&from, &into, &rules, over, &mut |_| {}).map_err(cannot)?;
-        let manifest = format!("{from}/backup.manifest");
-        remote.fetch(&manifest, &into.join("backup.manifest")).map_err(cannot)?;
+        let placed = File::open(&into)
+            .and_then(|opened| Ok(syncfs(&opened)?))
+            .and_then(|()| write_atomically(&into.join(MANIFEST), &manifest));
+        placed.map_err(|error| Failure {
+            message: format!("backup {label}, brought back, cannot be written: {error}"),
+            hint: "See that the repository's file system is there and can be written to."
+                .to_string(),
+        })?;
     }
     eprintln!("mirror: {} older backup(s) were brought back from the remote", labels.len());
     Ok(())

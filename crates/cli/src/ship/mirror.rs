@@ -2,7 +2,8 @@
 //!
 //! The order makes it so: a private copy of the info files is taken, then the WAL and the data of
 //! finished backups go up, then their manifests, and only then the copy. What expire has removed
-//! here is removed there last, and nothing else ever is.
+//! here is removed there last, where the retention allows it for the backups that the remote holds.
+//! Nothing else is ever deleted there, and no whole file of a finished backup is ever replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +19,9 @@ use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::kind::BackupType;
 use nrt_core::layout;
 use nrt_core::lsn::Segment;
-use nrt_core::offsite::Comparison;
+use nrt_core::offsite::{Comparison, expiry};
+use nrt_core::pgbackrest::archive::StoredName;
+use nrt_core::pgbackrest::backup_info::parse_backup_info;
 use nrt_core::pgbackrest::command::TRIGGER_ANNOTATION;
 use nrt_core::pgbackrest::info::Backup;
 use nrt_core::pgbackrest::names::valid_label;
@@ -27,16 +30,18 @@ use nrt_process::files::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::archive::{Files, may_replace, newest_id, segment_of};
+use super::archive::{Files, newest_id, segment_of};
 use super::bring_back;
 use super::compare::{self, Found};
 use super::configuration;
 use super::owner::still_ours;
+use super::proof::{self, Judged, Side};
 use super::remote::{Backoff, Mode, Remote, failure};
-use super::repository::{self, Info, Stamp, finished, has_held, has_manifest, labels_in, names};
+use super::repository::{self, Info, Stamp, finished, has_held, has_manifest, names};
 use super::restore_points;
 use super::state::Shared;
 use super::tarball;
+use crate::segment::{self, Proof};
 
 /// How often we look whether there is a new backup.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -47,15 +52,20 @@ const DELETE_AGAIN: Duration = Duration::from_secs(300);
 /// How often the server's configuration files are looked at.
 const CONFIGURATION: Duration = Duration::from_secs(60);
 
-/// What the remote held when the session began.
+/// The files of each backup on the remote, with their sizes, by label.
+pub(crate) type Held = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// What the remote holds.
 #[derive(Debug, Default)]
 pub(crate) struct There {
     /// Backups that have a manifest there.
     pub(crate) labels: BTreeSet<String>,
-    /// Of these, the ones that hold all files that they hold here.
+    /// Of these, the ones of which nothing is missing there.
     pub(crate) complete: BTreeSet<String>,
-    /// The info file.
+    /// The info file, or its copy, whichever is whole.
     pub(crate) info: Option<Vec<u8>>,
+    /// What was listed when the session began, until it has been judged.
+    pub(crate) held: Option<Held>,
     /// The paths of the backups' descriptions, with their sizes: one may have been cut off.
     pub(crate) descriptions: BTreeMap<String, i64>,
     /// The paths of the portable archives.
@@ -85,7 +95,15 @@ pub(crate) fn run(
         configuration: configuration::Sent::default(),
         configuration_at: None,
         comparing: None,
+        facts: BTreeMap::new(),
+        damage: BTreeMap::new(),
+        lost: BTreeSet::new(),
+        listed_at: None,
     };
+    if let Some(info) = &mirror.there.info {
+        let facts = facts_in(info);
+        mirror.facts.extend(facts);
+    }
     let request = Path::new(&plan.state).join(layout::COMPARE);
     let schedule = crontab::parse_schedule(&plan.comparison_schedule).ok().flatten();
     let zone = crontab::parse_zone(&plan.zone).unwrap_or(Tz::UTC);
@@ -94,17 +112,21 @@ pub(crate) fn run(
     while !shared.is_over() {
         if backoff.left().is_zero() {
             let outcome = mirror.round();
-            if outcome.is_ok() {
-                if is_due(schedule.as_ref(), zone, compared_at) {
-                    compared_at = Utc::now();
-                    // As if somebody had asked, so that it outlives this session.
-                    let _ = fs::write(&request, "");
-                }
-                if mirror.comparing.is_none() && request.exists() {
-                    mirror.comparing = Some(mirror.compare(shared, remote));
-                }
-                if let Some(done) = mirror.comparing.take_if(|it| it.thread.is_finished()) {
-                    mirror.conclude(done);
+            // Also where the round has failed: a repair may be what lets it succeed.
+            if outcome.is_ok() && is_due(schedule.as_ref(), zone, compared_at) && !request.exists()
+            {
+                compared_at = Utc::now();
+                // As if somebody had asked, so that it outlives this session.
+                let _ = fs::write(&request, "");
+            }
+            if mirror.comparing.is_none() && request.exists() {
+                mirror.comparing = Some(mirror.compare(shared, remote, &request));
+            }
+            if let Some(done) = mirror.comparing.take_if(|it| it.thread.is_finished()) {
+                let asked = done.asked.clone();
+                mirror.conclude(done);
+                // Whoever has asked for a repair meanwhile is still to be answered.
+                if fs::read(&request).unwrap_or_default() == asked {
                     let _ = fs::remove_file(&request);
                 }
             }
@@ -150,12 +172,22 @@ struct Mirror<'a> {
     configuration: configuration::Sent,
     configuration_at: Option<Instant>,
     comparing: Option<Comparing>,
+    /// What is known of backups that are or were on the remote.
+    facts: BTreeMap<String, expiry::Held>,
+    /// Damaged files of finished backups, by their paths below the repository.
+    damage: BTreeMap<String, Side>,
+    /// Backups that are missing here although the retention does not let them go.
+    lost: BTreeSet<String>,
+    /// When the remote was listed last.
+    listed_at: Option<Instant>,
 }
 
 /// A comparison that runs beside the mirror: it may take hours, and backups must not wait.
 struct Comparing {
     thread: JoinHandle<Found>,
     before: Before,
+    /// What the request says.
+    asked: Vec<u8>,
 }
 
 /// What was on the remote when a comparison began. The rest may have been on its way.
@@ -199,17 +231,14 @@ impl Mirror<'_> {
 
     /// Mirrors the backups and all that goes with them.
     fn backups(&mut self) -> Result<(), Failure> {
+        self.list_if_due()?;
         let stamp = repository::stamp(&self.shared.repository, self.stanza());
         if stamp.is_none() || self.seen != stamp || self.mirrored.is_none() {
-            let info =
-                Info::read(&self.shared.repository, self.stanza()).map_err(|error| Failure {
-                    message: format!("the repository cannot be read: {error}"),
-                    hint: "See that its file system is there and can be read.".to_string(),
-                })?;
+            let info = Info::read(&self.shared.repository, self.stanza());
             // Without a stanza there is nothing to mirror, and nothing is changed on the remote.
-            let Some(info) = info else { return Ok(()) };
+            let Some(info) = info.map_err(Failure::from)? else { return Ok(()) };
             refuse_the_tail(self.shared, self.remote, Some(&info));
-            if self.mirrored.as_ref() != Some(&info) {
+            if self.mirrored.as_ref() != Some(&info) || !self.lost.is_empty() {
                 self.mirror(info)?;
             }
             self.seen = stamp;
@@ -218,7 +247,13 @@ impl Mirror<'_> {
         self.describe()?;
         self.keep_the_configuration()?;
         self.delete_expired();
-        self.send_tars()
+        self.send_tars()?;
+        self.is_undamaged()
+    }
+
+    /// Refuses to call well what is damaged.
+    fn is_undamaged(&self) -> Result<(), Failure> {
+        if self.damage.is_empty() { Ok(()) } else { Err(damaged(&self.damage)) }
     }
 
     fn mirror(&mut self, info: Info) -> Result<(), Failure> {
@@ -235,13 +270,14 @@ impl Mirror<'_> {
         let here = self.finished()?;
         // An encrypted one does not say what it lists; then it must not change meanwhile.
         let listed = info.labels().unwrap_or_else(|| here.clone());
-        if let Some(gone) = listed.iter().find(|label| !here.contains(*label)) {
-            return Err(again(gone));
-        }
+        self.facts.extend(facts_in(&info.backup));
+        self.refuse_to_forget(&info, &listed, &here)?;
         self.wait_for_the_archive()?;
+        let mut restorable = listed.clone();
         for label in &listed {
-            if !self.there.complete.contains(label) {
-                self.send_backup(label)?;
+            if !self.there.complete.contains(label) && !self.send_backup(label)? {
+                // Damaged on both sides: those that do not build on it are worth listing.
+                restorable.remove(label);
             }
         }
         let missing = listed.iter().find(|it| !has_manifest(&self.backups_here().join(it)));
@@ -255,25 +291,256 @@ impl Mirror<'_> {
             }
         }
         still_ours(self.shared, self.remote)?;
-        let put = |path: String, content: &[u8]| {
-            let what = format!("\"{path}\" cannot be written");
-            self.remote.put(&path, content).map_err(|refusal| failure(&what, &refusal))
-        };
         let stanza = self.stanza();
-        // The copies first: one of the two is whole at every instant.
-        for suffix in [".copy", ""] {
-            put(format!("repository/archive/{stanza}/archive.info{suffix}"), &info.archive)?;
+        for (kind, content) in [("archive", &info.archive), ("backup", &info.backup)] {
+            let path = format!("repository/{kind}/{stanza}/{kind}.info");
+            self.replace_info(&path, content)?;
         }
-        for suffix in [".copy", ""] {
-            put(format!("repository/backup/{stanza}/backup.info{suffix}"), &info.backup)?;
-        }
-        let labels: Vec<String> = listed.iter().cloned().collect();
-        self.there.labels.extend(listed);
+        let labels: Vec<String> = restorable.into_iter().collect();
+        self.there.labels.extend(labels.iter().cloned());
         self.there.info = Some(info.backup.clone());
         self.mirrored = Some(info);
         // The worker looks at the repository after each backup, too.
         self.shared.read_inventory();
         self.shared.change(|state| state.status.backups = labels);
+        Ok(())
+    }
+
+    /// Replaces an info file on the remote, which was proved when it was read here. Its copy first, and
+    /// the file itself only when the remote has given the copy back: one of the two is whole at
+    /// every instant.
+    fn replace_info(&self, path: &str, content: &[u8]) -> Result<(), Failure> {
+        let copy = format!("{path}.copy");
+        let cannot = |path: &str| format!("\"{path}\" cannot be written");
+        let put = |path: &str| {
+            self.remote.put(path, content).map_err(|refusal| failure(&cannot(path), &refusal))
+        };
+        put(&copy)?;
+        let given_back = self.remote.get(&copy).map_err(|it| failure(&cannot(&copy), &it))?;
+        if given_back.as_deref() != Some(content) {
+            return Err(Failure {
+                message: format!("{}: the remote gives back something else", cannot(&copy)),
+                hint: "It is tried again. If it stays so, see that nobody else writes there."
+                    .to_string(),
+            });
+        }
+        put(path)
+    }
+
+    /// Refuses to replace the remote's list of backups by one that lacks a backup which the remote
+    /// holds, unless the retention lets that go; and tells a backup that was lost here.
+    fn refuse_to_forget(
+        &mut self,
+        info: &Info,
+        listed: &BTreeSet<String>,
+        here: &BTreeSet<String>,
+    ) -> Result<(), Failure> {
+        self.lost.clear();
+        let unlisted: BTreeSet<String> = self.there.labels.difference(listed).cloned().collect();
+        let may_go = if unlisted.is_empty() { BTreeSet::new() } else { self.expirable(listed)? };
+        let missing: Vec<&String> = listed.difference(here).collect();
+        if let Some(gone) = missing.first() {
+            // pgBackRest takes a backup from the list before it removes its directory.
+            let now = Info::read(&self.shared.repository, self.stanza()).map_err(Failure::from)?;
+            if now.as_ref() != Some(info) {
+                return Err(again(gone));
+            }
+        }
+        let kept = unlisted.iter().filter(|label| !may_go.contains(*label));
+        let (unlisted_here, gone): (BTreeSet<String>, BTreeSet<String>) =
+            kept.cloned().partition(|label| here.contains(label));
+        self.lost = gone;
+        let missing = missing.into_iter().cloned();
+        let (there, nowhere): (BTreeSet<String>, BTreeSet<String>) =
+            missing.partition(|label| self.there.labels.contains(label));
+        self.lost.extend(there);
+        if !self.lost.is_empty() {
+            return Err(self.lost_words(&self.lost));
+        }
+        if let Some(label) = nowhere.first() {
+            return Err(Failure {
+                message: format!(
+                    "backup {label}, which backup.info lists, is missing in the repository and on \
+                     the remote"
+                ),
+                hint: "Take a new full backup with SELECT nrt_backup_now('full').".to_string(),
+            });
+        }
+        match unlisted_here.first() {
+            None => Ok(()),
+            Some(label) => Err(Failure {
+                message: format!(
+                    "backup {label} is in the repository, and backup.info does not list it: the \
+                     list on the remote stays as it is"
+                ),
+                hint: "The next backup lists it again: SELECT nrt_backup_now().".to_string(),
+            }),
+        }
+    }
+
+    /// What is said of lost backups.
+    fn lost_words(&self, labels: &BTreeSet<String>) -> Failure {
+        let place = format!("{}/{}", self.remote.root, self.backups_there());
+        lost(labels, &self.shared.plan.rclone_config, &place)
+    }
+
+    /// The backups that the retention allows to go, of those on the remote and those that `listed`
+    /// names.
+    fn expirable(&mut self, listed: &BTreeSet<String>) -> Result<BTreeSet<String>, Failure> {
+        let labels: BTreeSet<String> = self.there.labels.union(listed).cloned().collect();
+        if labels.iter().any(|label| !self.facts.contains_key(label))
+            && let Some(inventory) = self.shared.read_inventory()
+        {
+            let backups = inventory.backups_of(self.shared.plan.system_id);
+            self.facts.extend(backups.map(|it| (it.label.clone(), facts_of(it))));
+        }
+        for label in &labels {
+            if !self.facts.contains_key(label) {
+                let facts = self.facts_there(label)?;
+                self.facts.insert(label.clone(), facts);
+            }
+        }
+        let held: Vec<expiry::Held> =
+            labels.iter().filter_map(|label| self.facts.get(label)).cloned().collect();
+        let retentions = repository::retentions(&self.shared.plan).into_iter();
+        Ok(retentions.flat_map(|it| expiry::expirable(&held, it, Utc::now())).collect())
+    }
+
+    /// What the description on the remote says of a backup that no list tells of: the list of an
+    /// encrypted repository cannot be read. Without one, the label alone is known.
+    fn facts_there(&self, label: &str) -> Result<expiry::Held, Failure> {
+        let kind = kind_of(label);
+        let path = description_file(kind, label);
+        let text = self
+            .remote
+            .get(&path)
+            .map_err(|refusal| failure(&format!("\"{path}\" cannot be read"), &refusal))?;
+        let text: Value = text.and_then(|it| serde_json::from_slice(&it).ok()).unwrap_or_default();
+        let needs = text["references"].as_array().into_iter().flatten().chain([&text["prior"]]);
+        Ok(expiry::Held {
+            label: label.to_string(),
+            kind,
+            needs: needs.filter_map(|it| it.as_str().map(str::to_string)).collect(),
+            stop_time: text["stop_time"].as_str().and_then(|it| it.parse().ok()),
+        })
+    }
+
+    /// Lists the backups and the archive on the remote, once in `listing` seconds, and compares them
+    /// with what the manifests need. What is missing there is sent again.
+    fn list_if_due(&mut self) -> Result<(), Failure> {
+        let every = Duration::from_secs(self.shared.plan.listing.into());
+        if self.listed_at.is_some_and(|at| at.elapsed() < every) {
+            return Ok(());
+        }
+        let held = match self.there.held.take() {
+            Some(held) => held,
+            None => {
+                self.list_archive()?;
+                list_backups(self.shared, self.remote)?
+            }
+        };
+        self.there.labels = held
+            .iter()
+            .filter(|(_, files)| files.contains_key(proof::MANIFEST))
+            .map(|(label, _)| label.clone())
+            .collect();
+        let here = self.finished()?;
+        self.damage.retain(|path, _| !path.starts_with("backup/"));
+        let complete = std::mem::take(&mut self.there.complete);
+        let nothing = BTreeMap::new();
+        for label in here.iter().filter(|label| valid_label(label)) {
+            let files = held.get(label).unwrap_or(&nothing);
+            // What is not there at all is new, or sent anew as a whole.
+            if files.is_empty() {
+                continue;
+            }
+            if self.judge(label, files)?.is_there() {
+                self.there.complete.insert(label.clone());
+            }
+        }
+        // Of what is no longer here, nothing is judged.
+        let gone_here = complete.iter().filter(|label| !here.contains(*label));
+        self.there.complete.extend(gone_here.filter(|it| self.there.labels.contains(*it)).cloned());
+        let listed = self.mirrored.as_ref().and_then(Info::labels).unwrap_or_default();
+        if listed.iter().any(|label| !here.contains(label)) {
+            // Expired at this moment, or lost.
+            self.mirrored = None;
+        }
+        if complete.iter().any(|label| !self.there.complete.contains(label)) {
+            eprintln!("mirror: files of backups are missing on the remote, and are sent again");
+            self.mirrored = None;
+            // It may be what others are built on.
+            self.shared.change(|state| state.status.backups.clear());
+        }
+        self.listed_at = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Judges a backup by its manifest, and remembers what is damaged.
+    fn judge(&mut self, label: &str, there: &BTreeMap<String, u64>) -> Result<Judged, Failure> {
+        let (remote, stanza) = (self.remote, self.stanza().to_string());
+        let judged = proof::judge(&self.backups_here().join(label), label, there, || {
+            proof::manifest_there(remote, &stanza, label)
+        })?;
+        let prefix = format!("backup/{stanza}/{label}/");
+        self.damage.retain(|path, _| !path.starts_with(&prefix));
+        if !has_manifest(&self.backups_here().join(label)) {
+            // Expired at this moment, or lost: that is told by the list of the backups.
+            return Ok(judged);
+        }
+        let damage = judged.damage.iter().map(|(path, side)| (format!("{prefix}{path}"), *side));
+        self.damage.extend(damage);
+        Ok(judged)
+    }
+
+    /// Compares the archive on the remote with what was thought to be there.
+    fn list_archive(&mut self) -> Result<(), Failure> {
+        let stanza = self.stanza().to_string();
+        let before = self.archive.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let root = format!("repository/archive/{stanza}");
+        let listed = self.remote.list(&root);
+        let listed = listed.map_err(|it| failure("the remote cannot be listed", &it))?;
+        let sizes: BTreeMap<String, u64> = listed
+            .into_iter()
+            .filter_map(|entry| Some((entry.path, u64::try_from(entry.size).ok()?)))
+            .collect();
+        self.damage.retain(|path, _| !path.starts_with("archive/"));
+        for (directory, names) in before {
+            for name in names {
+                let path = format!("{directory}/{name}");
+                let below = format!("archive/{stanza}/{path}");
+                let file = self.shared.repository.join(&below);
+                let here = fs::metadata(&file).map(|it| it.len()).ok();
+                let there = sizes.get(&path).copied();
+                let side = match (here, there) {
+                    (None, Some(_)) => continue,
+                    (Some(here), Some(there)) if here == there => continue,
+                    (Some(_), _) if !is_a_segment(&name) => None,
+                    (Some(here), there) => match segment::prove(&file, &name) {
+                        Proof::Whole => None,
+                        Proof::Unknown if there.is_none() && here > 0 => None,
+                        Proof::Unknown => Some(Side::Unknown),
+                        Proof::Broken if there.is_some() => Some(Side::Here),
+                        Proof::Broken => Some(Side::Both),
+                    },
+                    // Expired here, and before the oldest backup as well: nobody needs it.
+                    (None, None) => {
+                        self.send_again(&below);
+                        continue;
+                    }
+                };
+                match side {
+                    None => {
+                        if self.send_again(&below) {
+                            eprintln!(
+                                "mirror: \"{path}\" is missing on the remote, and is sent again"
+                            );
+                        }
+                    }
+                    Some(side) => drop(self.damage.insert(below, side)),
+                }
+            }
+        }
         Ok(())
     }
 
@@ -344,22 +611,46 @@ impl Mirror<'_> {
         Err(stopped())
     }
 
-    fn send_backup(&mut self, label: &str) -> Result<(), Failure> {
+    /// Sends what the remote lacks of a backup, the manifest last. `false` if the backup is damaged on
+    /// both sides, so that the remote cannot hold it as a whole.
+    ///
+    /// Nothing that is damaged here is sent, and nothing that is whole there is replaced.
+    fn send_backup(&mut self, label: &str) -> Result<bool, Failure> {
         let here = self.backups_here().join(label);
         let there = format!("{}/{label}", self.backups_there());
         let directory = here.to_string_lossy().into_owned();
-        let rules = ["- *.pgbackrest.tmp", "- backup.manifest.copy", "- /backup.manifest"];
+        let files = self.remote.list(&there);
+        let files = files.map_err(|it| failure("the remote cannot be listed", &it))?;
+        let files: BTreeMap<String, u64> = files
+            .into_iter()
+            .filter_map(|entry| Some((entry.path, u64::try_from(entry.size).ok()?)))
+            .collect();
+        let judged = self.judge(label, &files)?;
+        let mut rules: Vec<String> =
+            ["- *.pgbackrest.tmp", "- backup.manifest.copy", "- /backup.manifest"]
+                .map(str::to_string)
+                .into();
+        let excepted = judged.damage.keys().chain(&judged.left_alone);
+        rules.extend(excepted.map(|path| format!("- /{}", literally(path))));
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
         let over = &self.shared.over;
-        let sent = self.remote.send_directory(&directory, &there, &rules, over).and_then(|()| {
-            let manifest = format!("{there}/backup.manifest");
-            self.remote.send(&directory, "backup.manifest", &manifest, Mode::Replace)
-        });
+        let mut sent = Ok(());
+        if !judged.to_send.is_empty() || judged.sends_manifest {
+            sent = self.remote.send_directory(&directory, &there, &rules, over);
+        }
+        if judged.sends_manifest && judged.can_be_there() {
+            let manifest = format!("{there}/{}", proof::MANIFEST);
+            sent = sent.and_then(|()| {
+                self.remote.send(&directory, proof::MANIFEST, &manifest, Mode::Replace)
+            });
+        }
         match sent {
-            Ok(()) => {
+            Ok(()) if judged.can_be_there() => {
                 self.there.complete.insert(label.to_string());
                 self.there.labels.insert(label.to_string());
-                Ok(())
+                Ok(true)
             }
+            Ok(()) => Ok(false),
             Err(_) if self.shared.is_over() => Err(stopped()),
             Err(_) if !has_manifest(&here) => Err(again(label)),
             Err(refusal) => Err(failure(&format!("backup {label} cannot be sent"), &refusal)),
@@ -475,23 +766,33 @@ impl Mirror<'_> {
         Ok(())
     }
 
-    /// Removes from the remote what expire has removed here.
+    /// Removes from the remote what expire has removed here, and the retention lets go.
     fn delete_expired(&mut self) {
         if !self.deletions_due || self.delete_again.is_some_and(|again| Instant::now() < again) {
             return;
         }
-        let Some(listed) = self.there.info.as_deref().map(labels_in) else { return };
         let Some(mirrored) = &self.mirrored else { return };
         let Ok(here) = self.finished() else { return };
-        let listed = if mirrored.is_encrypted() { here.clone() } else { listed };
+        let listed = mirrored.labels().unwrap_or_else(|| here.clone());
+        let Ok(may_go) = self.expirable(&listed) else { return };
+        // Those that build on others first.
         let expired: Vec<String> = self
             .there
             .labels
             .iter()
+            .rev()
             .filter(|label| !listed.contains(*label) && !here.contains(*label))
+            .filter(|label| may_go.contains(*label))
             .cloned()
             .collect();
-        let wal = self.expired_wal(&listed);
+        let kept: BTreeSet<String> = self
+            .there
+            .labels
+            .union(&listed)
+            .filter(|label| !expired.contains(label))
+            .cloned()
+            .collect();
+        let wal = self.expired_wal(&kept);
         let stale: Vec<String> = self
             .there
             .descriptions
@@ -499,7 +800,7 @@ impl Mirror<'_> {
             .chain(&self.there.tars)
             .filter(|path| {
                 let label = path.rsplit('/').next().and_then(|file| file.split('.').next());
-                label.is_some_and(|label| !listed.contains(label) && !here.contains(label))
+                label.is_some_and(|label| !kept.contains(label) && !here.contains(label))
             })
             .cloned()
             .collect();
@@ -563,7 +864,7 @@ impl Mirror<'_> {
 
     /// Segments on the remote that are gone here, and that no backup needs: they lie before all
     /// of them.
-    fn expired_wal(&self, listed: &BTreeSet<String>) -> Vec<(String, String)> {
+    fn expired_wal(&self, kept: &BTreeSet<String>) -> Vec<(String, String)> {
         let size = self.shared.plan.segment_size;
         let Some(inventory) = self.shared.read_inventory() else { return Vec::new() };
         let backups: BTreeMap<&str, &Backup> = inventory
@@ -571,7 +872,7 @@ impl Mirror<'_> {
             .map(|backup| (backup.label.as_str(), backup))
             .collect();
         // The oldest segment that any backup needs. Where one is not known, nothing is deleted.
-        let starts: Option<Vec<u64>> = listed
+        let starts: Option<Vec<u64>> = kept
             .iter()
             .map(|label| {
                 let start = backups.get(label.as_str())?.archive_start.as_deref()?;
@@ -635,60 +936,94 @@ impl Mirror<'_> {
         Ok(())
     }
 
-    /// Begins to compare everything.
-    fn compare(&self, shared: &Arc<Shared>, remote: &Arc<Remote>) -> Comparing {
-        let unfinished = self.unfinished();
+    /// Begins to compare everything, and to repair what is damaged if the request says so.
+    fn compare(&self, shared: &Arc<Shared>, remote: &Arc<Remote>, request: &Path) -> Comparing {
+        let asked = fs::read(request).unwrap_or_default();
+        let order = compare::Order {
+            is_repair: asked == layout::REPAIR.as_bytes(),
+            unfinished: self.unfinished(),
+            lost: self.lost.clone(),
+            damaged_here: self
+                .damage
+                .iter()
+                .filter(|(_, side)| **side == Side::Here)
+                .map(|(path, _)| path.clone())
+                .collect(),
+        };
         let (shared, remote) = (Arc::clone(shared), Arc::clone(remote));
         Comparing {
             before: Before {
                 labels: self.there.labels.clone(),
                 archive: self.archive.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             },
-            thread: thread::spawn(move || compare::run(&shared, &remote, &unfinished)),
+            asked,
+            thread: thread::spawn(move || compare::run(&shared, &remote, &order)),
         }
     }
 
     /// Has what is missing sent again, and says what a comparison found.
     fn conclude(&mut self, comparing: Comparing) {
-        let Comparing { thread, before } = comparing;
+        let Comparing { thread, before, asked } = comparing;
         let Ok(mut found) = thread.join() else { return };
         let stanza = self.stanza().to_string();
         found.missing.retain(|path| before.knew(&stanza, path));
-        found.different.retain(|path| before.knew(&stanza, path));
+        found.different.retain(|path, _| before.knew(&stanza, path));
         let mut comparison = Comparison {
             at: Utc::now(),
             same: found.same,
             failure: found.failure,
+            is_repair: asked == layout::REPAIR.as_bytes(),
+            healed: found.healed.into_iter().collect(),
+            repaired: found.sent.into_iter().collect(),
             ..Comparison::default()
         };
         // First: what is sent again below takes the info files along.
         if let Err(problem) = self.compare_info(&mut comparison) {
             comparison.failure.get_or_insert(problem);
         }
-        let mut again = found.missing;
-        for path in found.different {
-            let file = self.shared.repository.join(&path);
-            let here = fs::metadata(&file).map(|it| it.len());
-            let there = self.remote.size(&format!("repository/{path}"));
-            match (here, there) {
-                (Ok(here), Ok(Some(there))) if here == there || !may_replace(&file, there) => {
-                    comparison.different.push(path);
-                }
-                (Ok(_), Ok(_)) => again.push(path),
-                // Expired meanwhile, or not to be told.
-                _ => {}
-            }
-        }
-        for path in again {
+        for path in found.missing {
             if self.send_again(&path) {
                 comparison.repaired.push(path);
             }
         }
-        for path in &comparison.different.named {
-            eprintln!("comparison: \"{path}\" differs between repository and remote");
+        // What the manifests say, of both sides as they are now.
+        self.there.held = None;
+        self.listed_at = None;
+        if let Err(problem) = self.list_if_due() {
+            comparison.failure.get_or_insert(problem);
+        }
+        let mut different = found.different;
+        for (path, side) in &self.damage {
+            different.entry(path.clone()).or_insert(*side);
+        }
+        for (path, side) in different {
+            eprintln!("comparison: \"{path}\" is {}", side.words());
+            match side {
+                Side::Here => comparison.damaged_here.push(path.clone()),
+                Side::There => comparison.damaged_there.push(path.clone()),
+                Side::Both | Side::Unknown => {}
+            }
+            comparison.different.push(path);
         }
         for path in &comparison.repaired.named {
             eprintln!("comparison: \"{path}\" was missing on the remote and is sent again");
+        }
+        for path in &comparison.healed.named {
+            eprintln!("comparison: \"{path}\" was damaged here and is the remote's now");
+        }
+        if comparison.healed.count > 0 {
+            // Anew, from what is here now.
+            self.mirrored = None;
+            self.seen = None;
+        }
+        let lost_still: BTreeSet<String> = self
+            .lost
+            .iter()
+            .filter(|label| !has_manifest(&self.backups_here().join(label)))
+            .cloned()
+            .collect();
+        if !lost_still.is_empty() {
+            comparison.failure.get_or_insert(self.lost_words(&lost_still));
         }
         self.shared.change(|state| state.status.comparison = Some(comparison));
     }
@@ -791,6 +1126,11 @@ fn stopped() -> Failure {
     Failure { message: "stopped".to_string(), hint: String::new() }
 }
 
+/// Whether a file of the archive has its content's hash in its name.
+fn is_a_segment(name: &str) -> bool {
+    StoredName::parse(name).is_some()
+}
+
 fn group(files: &[(String, String)]) -> BTreeMap<String, Vec<String>> {
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (directory, name) in files {
@@ -799,17 +1139,114 @@ fn group(files: &[(String, String)]) -> BTreeMap<String, Vec<String>> {
     groups
 }
 
+/// Backups that the repository has lost.
+fn lost(labels: &BTreeSet<String>, config: &str, place: &str) -> Failure {
+    let shown = labels.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    let first = labels.first().map_or("", String::as_str);
+    Failure {
+        message: format!(
+            "{} backup(s) are missing in the repository although the retention keeps them \
+             ({shown}): they stay on the remote, with the list of backups there; WAL is still \
+             shipped",
+            labels.len()
+        ),
+        hint: format!(
+            "Run \"nrt-backup check --repair\", which brings them back from the remote. To give one \
+             up, delete it there: rclone --config \"{config}\" purge \"{place}/{first}\"."
+        ),
+    }
+}
+
+/// Files of finished backups that are damaged.
+fn damaged(damage: &BTreeMap<String, Side>) -> Failure {
+    let has = |side: Side| damage.values().any(|it| *it == side);
+    let shown = damage.iter().take(3).map(|(path, side)| format!("\"{path}\" is {}", side.words()));
+    let shown = shown.collect::<Vec<_>>().join("; ");
+    let hint = if has(Side::Here) || has(Side::There) {
+        "Run \"nrt-backup check --repair\", which replaces what is damaged by what is whole."
+    } else if has(Side::Both) {
+        "Take a new full backup with SELECT nrt_backup_now('full')."
+    } else {
+        "Run \"nrt-backup check --repair\"; where that cannot tell, \"pgbackrest verify\" says whether \
+         the repository is sound."
+    };
+    Failure {
+        message: format!("{} file(s) of finished backups are damaged: {shown}", damage.len()),
+        hint: hint.to_string(),
+    }
+}
+
+/// A path as a filter rule of rclone's that means nothing else.
+pub(crate) fn literally(path: &str) -> String {
+    let mut rule = String::new();
+    for letter in path.chars() {
+        if matches!(letter, '*' | '?' | '[' | ']' | '{' | '}' | '\\') {
+            rule.push('\\');
+        }
+        rule.push(letter);
+    }
+    rule
+}
+
+/// Lists the files of all backups on the remote.
+pub(crate) fn list_backups(shared: &Shared, remote: &Remote) -> Result<Held, Failure> {
+    let listed = remote.list(&format!("repository/backup/{}", shared.plan.stanza));
+    let mut held = Held::new();
+    for entry in listed.map_err(|it| failure("the remote cannot be listed", &it))? {
+        if let Some((label, path)) = entry.path.split_once('/')
+            && valid_label(label)
+            && let Ok(bytes) = u64::try_from(entry.size)
+        {
+            held.entry(label.to_string()).or_default().insert(path.to_string(), bytes);
+        }
+    }
+    Ok(held)
+}
+
+/// The kind of a backup, by the last letter of its label.
+fn kind_of(label: &str) -> BackupType {
+    match label.chars().last() {
+        Some('D') => BackupType::Diff,
+        Some('I') => BackupType::Incr,
+        _ => BackupType::Full,
+    }
+}
+
+/// What a `backup.info` says of the backups that it lists; nothing, if it is encrypted.
+fn facts_in(info: &[u8]) -> BTreeMap<String, expiry::Held> {
+    let listed = parse_backup_info(&String::from_utf8_lossy(info)).into_iter().map(|it| {
+        let needs = it.references.into_iter().chain(it.prior).collect();
+        let kind = it.kind.unwrap_or_else(|| kind_of(&it.label));
+        let held = expiry::Held { label: it.label.clone(), kind, needs, stop_time: it.stop_time };
+        (it.label, held)
+    });
+    listed.collect()
+}
+
+fn facts_of(backup: &Backup) -> expiry::Held {
+    expiry::Held {
+        label: backup.label.clone(),
+        kind: backup.kind,
+        needs: backup.references.iter().chain(&backup.prior).cloned().collect(),
+        stop_time: Some(backup.stop_time),
+    }
+}
+
 /// The directories of the descriptions on the remote.
 pub(crate) const DESCRIPTIONS: [&str; 3] =
     ["full-backups", "differential-backups", "incremental-backups"];
 
 fn description_path(backup: &Backup) -> String {
-    let directory = match backup.kind {
+    description_file(backup.kind, &backup.label)
+}
+
+fn description_file(kind: BackupType, label: &str) -> String {
+    let directory = match kind {
         BackupType::Full => DESCRIPTIONS[0],
         BackupType::Diff => DESCRIPTIONS[1],
         BackupType::Incr => DESCRIPTIONS[2],
     };
-    format!("{directory}/{}.json", backup.label)
+    format!("{directory}/{label}.json")
 }
 
 fn description(

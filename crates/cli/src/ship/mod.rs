@@ -20,6 +20,7 @@ mod compare;
 mod configuration;
 mod mirror;
 mod owner;
+mod proof;
 mod rclone;
 mod remote;
 mod remotes;
@@ -32,7 +33,7 @@ mod tail;
 mod tarball;
 mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead};
 use std::os::unix::fs::DirBuilderExt;
@@ -47,6 +48,7 @@ use nrt_core::inventory::Failure;
 use nrt_core::layout;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
 use nrt_core::offsite::{Phase, Plan, Report, Status};
+use nrt_core::pgbackrest::ini::{Integrity, integrity};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -310,8 +312,7 @@ fn wait_for(shared: &Shared, child: &mut Child) -> io::Result<ExitStatus> {
 /// Refuses a remote whose archive is another cluster's, although nobody says that he owns it: both
 /// clusters' segments have the same names.
 fn refuse_another_cluster(plan: &Plan, remote: &Remote) -> Result<(), Failure> {
-    let path = format!("repository/archive/{}/archive.info", plan.stanza);
-    let info = remote.get(&path).map_err(|it| failure("the remote cannot be read", &it))?;
+    let info = info_there(remote, &plan.stanza, "archive")?;
     let info = String::from_utf8_lossy(&info.unwrap_or_default()).into_owned();
     let ours = format!("\"db-id\":{},", plan.system_id);
     // Encrypted, it says nothing.
@@ -323,6 +324,28 @@ fn refuse_another_cluster(plan: &Plan, remote: &Remote) -> Result<(), Failure> {
             .to_string(),
         hint: "Set nrt_backup.name to a name of this cluster's own.".to_string(),
     })
+}
+
+/// Reads `archive.info` or `backup.info` from the remote. Like pgBackRest, takes the copy where the file
+/// itself is missing or damaged; where neither is whole, whatever there is.
+pub(crate) fn info_there(
+    remote: &Remote,
+    stanza: &str,
+    kind: &str,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let get = |suffix: &str| {
+        let path = format!("repository/{kind}/{stanza}/{kind}.info{suffix}");
+        remote.get(&path).map_err(|it| failure("the remote cannot be read", &it))
+    };
+    let is_whole = |content: &Option<Vec<u8>>| {
+        content.as_deref().is_some_and(|it| integrity(it) != Integrity::Damaged)
+    };
+    let info = get("")?;
+    if is_whole(&info) {
+        return Ok(info);
+    }
+    let copy = get(".copy")?;
+    Ok(if is_whole(&copy) { copy } else { info.or(copy) })
 }
 
 /// Finds out what the remote holds, and compares it with the repository by names and sizes.
@@ -366,31 +389,24 @@ fn look(shared: &Shared, remote: &Remote) -> Result<(There, Files), Failure> {
     }
 
     let mut there = There::default();
-    let backups = format!("repository/backup/{}", plan.stanza);
-    let mut held: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
-    for entry in list(&backups)? {
-        if let Some((label, path)) = entry.path.split_once('/')
-            && let Ok(bytes) = u64::try_from(entry.size)
-        {
-            held.entry(label.to_string()).or_default().insert(path.to_string(), bytes);
-        }
-    }
-    for (label, remote_files) in held {
-        if !remote_files.contains_key("backup.manifest") {
+    let held = mirror::list_backups(shared, remote)?;
+    for (label, remote_files) in &held {
+        if !remote_files.contains_key(proof::MANIFEST) {
             continue;
         }
-        let directory = shared.repository.join("backup").join(&plan.stanza).join(&label);
+        // By the sizes here, at first; the manifests are read when the tail goes up again.
+        let directory = shared.repository.join("backup").join(&plan.stanza).join(label);
         if repository::has_manifest(&directory)
             && let Ok(here) = repository::files_of(&directory)
             && here.iter().all(|(path, bytes)| remote_files.get(path) == Some(bytes))
         {
             there.complete.insert(label.clone());
         }
-        there.labels.insert(label);
+        there.labels.insert(label.clone());
     }
-    there.info = remote
-        .get(&format!("{backups}/backup.info"))
-        .map_err(|it| failure("the remote cannot be read", &it))?;
+    there.held = Some(held);
+    let info = info_there(remote, &plan.stanza, "backup")?;
+    there.info = info.filter(|it| integrity(it) != Integrity::Damaged);
     for directory in mirror::DESCRIPTIONS {
         for entry in list(directory)? {
             let path = format!("{directory}/{}", entry.path);
@@ -462,6 +478,8 @@ mod tests {
             portable_tar: false,
             archives: true,
             heartbeat: 1,
+            retention_days: 1,
+            listing: 3600,
             interval: 1000,
         }
     }

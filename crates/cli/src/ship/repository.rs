@@ -9,7 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use nrt_core::inventory::Failure;
 use nrt_core::offsite::Plan;
+use nrt_core::offsite::expiry::Retention;
 use nrt_core::pgbackrest::archive::StoredName;
+use nrt_core::pgbackrest::backup_info::parse_backup_info;
+use nrt_core::pgbackrest::ini::{Integrity, integrity};
 use nrt_core::pgbackrest::names::valid_label;
 
 use crate::commands::look::own_option;
@@ -67,17 +70,55 @@ pub(crate) struct Info {
     pub(crate) backup: Vec<u8>,
 }
 
+/// Why there are no info files that could go up.
+#[derive(Debug)]
+pub(crate) enum NoInfo {
+    /// They cannot be read.
+    Unreadable(io::Error),
+    /// Neither this file nor its copy is what pgBackRest wrote.
+    Damaged(PathBuf),
+}
+
+impl From<io::Error> for NoInfo {
+    fn from(error: io::Error) -> NoInfo {
+        NoInfo::Unreadable(error)
+    }
+}
+
+impl From<NoInfo> for Failure {
+    fn from(problem: NoInfo) -> Failure {
+        match problem {
+            NoInfo::Unreadable(error) => Failure {
+                message: format!("the repository cannot be read: {error}"),
+                hint: "See that its file system is there and can be read.".to_string(),
+            },
+            NoInfo::Damaged(path) => Failure {
+                message: format!(
+                    "\"{}\" and its copy are damaged in the repository: nothing is replaced on \
+                     the remote; WAL is still shipped",
+                    path.display()
+                ),
+                hint:
+                    "Run \"nrt-backup check --repair\", which takes the remote's file where that \
+                       is whole."
+                        .to_string(),
+            },
+        }
+    }
+}
+
 impl Info {
-    /// Reads both; `None` while there is no stanza.
-    pub(crate) fn read(repository: &Path, stanza: &str) -> io::Result<Option<Info>> {
-        let archive = read(&repository.join("archive").join(stanza).join("archive.info"))?;
-        let backup = read(&repository.join("backup").join(stanza).join("backup.info"))?;
+    /// Reads both, each proved by its checksum; `None` while there is no stanza. Like pgBackRest, takes
+    /// the copy where the file itself is missing or damaged.
+    pub(crate) fn read(repository: &Path, stanza: &str) -> Result<Option<Info>, NoInfo> {
+        let archive = proved(&info_path(repository, stanza, "archive"))?;
+        let backup = proved(&info_path(repository, stanza, "backup"))?;
         Ok(archive.zip(backup).map(|(archive, backup)| Info { archive, backup }))
     }
 
     /// Whether pgBackRest encrypts the repository.
     pub(crate) fn is_encrypted(&self) -> bool {
-        !self.backup.starts_with(b"[")
+        integrity(&self.backup) == Integrity::Encrypted
     }
 
     /// The labels that it lists, unless it is encrypted.
@@ -86,13 +127,42 @@ impl Info {
     }
 }
 
+/// The path of one of the info files.
+pub(crate) fn info_path(repository: &Path, stanza: &str, kind: &str) -> PathBuf {
+    repository.join(kind).join(stanza).join(format!("{kind}.info"))
+}
+
 /// The labels that a `backup.info` lists.
 pub(crate) fn labels_in(info: &[u8]) -> BTreeSet<String> {
-    let text = String::from_utf8_lossy(info);
-    let current = text.lines().skip_while(|line| line.trim() != "[backup:current]").skip(1);
-    let current = current.take_while(|line| !line.starts_with('['));
-    let labels = current.filter_map(|line| line.split_once('=')).map(|(label, _)| label.trim());
-    labels.filter(|label| valid_label(label)).map(str::to_string).collect()
+    let listed = parse_backup_info(&String::from_utf8_lossy(info));
+    listed.into_iter().map(|it| it.label).collect()
+}
+
+/// An info file or its copy: the first of the two that is whole. `None` if there is neither.
+fn proved(path: &Path) -> Result<Option<Vec<u8>>, NoInfo> {
+    let mut is_there = false;
+    for path in [path.to_path_buf(), path.with_extension("info.copy")] {
+        if let Some(content) = read(&path)? {
+            is_there = true;
+            if integrity(&content) != Integrity::Damaged {
+                return Ok(Some(content));
+            }
+        }
+    }
+    if is_there { Err(NoInfo::Damaged(path.to_path_buf())) } else { Ok(None) }
+}
+
+/// What pgBackRest keeps in the repository when it expires backups. What one of these lets go may be
+/// gone there.
+pub(crate) fn retentions(plan: &Plan) -> Vec<Retention> {
+    match &plan.own_config {
+        None => vec![Retention::of_days(plan.retention_days)],
+        Some(config) => {
+            // Where it cannot be read, nothing expires.
+            let text = fs::read_to_string(config).unwrap_or_default();
+            Retention::of_configuration(&text, &plan.stanza).into()
+        }
+    }
 }
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {

@@ -261,19 +261,20 @@ pub(super) fn mirror(findings: &Findings<'_>) -> Check {
             or(&failure.hint, "It is tried again by itself."),
         );
     }
-    if let Some(Comparison { at, different, failure, .. }) = &status.comparison {
+    if let Some(comparison) = &status.comparison {
+        let Comparison { at, different, failure, .. } = comparison;
         if !different.is_empty() {
             let count = different.count;
             return critical(
                 name,
                 format!(
-                    "{} differ on the remote from the repository, as found at {}: {}",
+                    "{} differ on the remote from the repository, as found at {}: {}{}",
                     if count == 1 { "1 file".to_string() } else { format!("{count} files") },
                     moment(*at),
-                    listed(different)
+                    listed(different),
+                    sides(comparison)
                 ),
-                "One of the two is damaged. Check the repository with pgbackrest verify; if it is \
-                 sound, delete the files on the remote and run nrt-backup check.",
+                comparison.hint(),
             );
         }
         if let Some(failure) = failure {
@@ -313,7 +314,9 @@ pub(super) fn mirror(findings: &Findings<'_>) -> Check {
             ),
             or(
                 words.map_or("", |failure| &failure.hint),
-                "Let the credentials delete, or have the remote expire old objects by itself.",
+                "Let the credentials delete. Let no rule of the remote (a lifecycle, an expiration) \
+                 delete objects: backups build on older ones, which it would destroy. Where an \
+                 object lock forbids it, old objects stay as long as that holds.",
             ),
         );
     }
@@ -332,6 +335,21 @@ pub(super) fn mirror(findings: &Findings<'_>) -> Check {
         ),
         _ => ok(name, "the remote holds what the repository does"),
     }
+}
+
+/// Which side of what differs is damaged.
+fn sides(comparison: &Comparison) -> String {
+    let (here, there) = (comparison.damaged_here.count, comparison.damaged_there.count);
+    let side = |count: u64, words: &str| match count {
+        0 => String::new(),
+        count if count == comparison.different.count => format!("; {words}"),
+        count => format!("; {count} of them {words}"),
+    };
+    format!(
+        "{}{}",
+        side(here, "damaged in the repository, whole on the remote"),
+        side(there, "damaged on the remote, whole in the repository")
+    )
 }
 
 fn listed(files: &FileList) -> String {

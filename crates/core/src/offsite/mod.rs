@@ -6,6 +6,7 @@
 //! ```
 
 pub mod bandwidth;
+pub mod expiry;
 pub mod owner;
 pub mod supervisor;
 pub mod tail;
@@ -63,6 +64,13 @@ pub struct Plan {
     pub archives: bool,
     /// Seconds between two signs of life in `owner.json`.
     pub heartbeat: u32,
+    /// Days for which our own pgBackRest configuration keeps backups; 0 if unknown: then nothing is
+    /// deleted from the remote.
+    #[serde(default)]
+    pub retention_days: u32,
+    /// Seconds between two listings of the remote, which notice what is missing there.
+    #[serde(default = "listing")]
+    pub listing: u32,
     /// Milliseconds between two looks at how far the WAL is on disk: what is told may be so old.
     pub interval: u32,
 }
@@ -73,6 +81,13 @@ pub const RESTORE_POINTS: &str = "restore-points.json";
 
 /// Seconds between two signs of life on the remote.
 pub const HEARTBEAT: u32 = 15;
+
+/// Seconds between two listings of the remote.
+pub const LISTING: u32 = 3600;
+
+fn listing() -> u32 {
+    LISTING
+}
 
 impl Plan {
     /// What shipping from `server` under `settings` needs to know; `None` while no remote is
@@ -113,6 +128,8 @@ impl Plan {
             portable_tar: settings.portable_tar,
             archives,
             heartbeat: HEARTBEAT,
+            retention_days: settings.retention_days,
+            listing: LISTING,
             interval: settings.ship_interval,
         })
     }
@@ -238,11 +255,34 @@ pub struct Comparison {
     pub same: u64,
     /// Files that were missing or of another size and were sent again.
     pub repaired: FileList,
-    /// Files of the same size with another content, which are left as they are: one of the two
-    /// is damaged, and it may be the one here.
+    /// Files that are not the same on both sides, or damaged on both. They are left as they are.
     pub different: FileList,
+    /// Of these, the ones that are damaged or missing in the repository and whole on the remote.
+    #[serde(default)]
+    pub damaged_here: FileList,
+    /// Of these, the ones that are damaged on the remote and whole in the repository.
+    #[serde(default)]
+    pub damaged_there: FileList,
+    /// Files of the repository that were replaced by the remote's whole ones.
+    #[serde(default)]
+    pub healed: FileList,
+    /// Whether damaged files were replaced, as `nrt-backup check --repair` asks.
+    #[serde(default)]
+    pub is_repair: bool,
     /// Why it could not be done as a whole.
     pub failure: Option<Failure>,
+}
+
+impl Comparison {
+    /// What to do about files that differ.
+    pub fn hint(&self) -> &'static str {
+        if !self.damaged_here.is_empty() || !self.damaged_there.is_empty() {
+            "Run \"nrt-backup check --repair\", which replaces the damaged files by the whole ones."
+        } else {
+            "Both are damaged, or nothing tells which one is. Take a new full backup with \
+             SELECT nrt_backup_now('full'); \"pgbackrest verify\" checks the repository."
+        }
+    }
 }
 
 /// Files of which only the first ones are named: the status is read inside of the server, and a

@@ -150,26 +150,44 @@ impl Manifest {
 /// What is stored of the files that the backup `label` needs.
 pub fn parts(text: &str, label: &str) -> Vec<Part> {
     let storing = Storing::of(text);
-    let part = |(name, file): (&str, File)| {
-        let size = file.size.filter(|size| *size > 0)?;
-        let stored = file.stored.unwrap_or(size);
-        let (path, end) = storing.place(name, &file, label)?;
-        let (name, is_in_blocks) = (name.to_string(), file.block.is_some());
-        let (offset, extension) = (end.saturating_sub(stored), storing.extension.clone());
-        let File { checksum, stored_checksum, .. } = file;
-        Some(Part {
-            name,
-            path,
-            offset,
-            stored,
-            extension,
-            size,
-            checksum,
-            stored_checksum,
-            is_in_blocks,
-        })
-    };
+    let part = |(name, file): (&str, File)| storing.part(name, file, label);
     entries::<File>(text, "[target:file]").filter_map(part).collect()
+}
+
+/// A file that a backup itself stores, as opposed to those of earlier backups that it refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OwnFile {
+    /// Bytes that it has at least: a bundle's last part may be followed by what nobody needs.
+    pub size: u64,
+    /// Whether it has no byte more.
+    pub is_exact: bool,
+    /// The cluster's files in it.
+    pub parts: Vec<Part>,
+}
+
+impl OwnFile {
+    /// Whether a file of so many bytes may be this one.
+    pub fn has_size(&self, bytes: u64) -> bool {
+        if self.is_exact { bytes == self.size } else { bytes >= self.size }
+    }
+}
+
+/// The files that the backup `label` itself stores, by their paths below its directory.
+pub fn own_files(text: &str, label: &str) -> BTreeMap<String, OwnFile> {
+    let storing = Storing::of(text);
+    let own = format!("{label}/");
+    let mut files: BTreeMap<String, OwnFile> = BTreeMap::new();
+    for (name, file) in entries::<File>(text, "[target:file]") {
+        let Some((path, end)) = storing.place(name, &file, label) else { continue };
+        let Some(path) = path.strip_prefix(&own) else { continue };
+        let is_exact =
+            file.bundle.is_none() && (file.stored.is_some() || storing.extension.is_empty());
+        let known = files.entry(path.to_string()).or_default();
+        known.size = known.size.max(end);
+        known.is_exact = is_exact;
+        known.parts.extend(storing.part(name, file, label));
+    }
+    files
 }
 
 /// How a backup stores files.
@@ -191,6 +209,27 @@ impl Storing {
         };
         let bundled = option("backup-bundle") == Some(serde_json::Value::Bool(true));
         Storing { extension, bundled }
+    }
+
+    /// Where one of the cluster's files is stored; absent for an empty one.
+    fn part(&self, name: &str, file: File, label: &str) -> Option<Part> {
+        let size = file.size.filter(|size| *size > 0)?;
+        let stored = file.stored.unwrap_or(size);
+        let (path, end) = self.place(name, &file, label)?;
+        let (name, is_in_blocks) = (name.to_string(), file.block.is_some());
+        let (offset, extension) = (end.saturating_sub(stored), self.extension.clone());
+        let File { checksum, stored_checksum, .. } = file;
+        Some(Part {
+            name,
+            path,
+            offset,
+            stored,
+            extension,
+            size,
+            checksum,
+            stored_checksum,
+            is_in_blocks,
+        })
     }
 
     /// The file that holds one of the cluster's, and the bytes that it has at least.
@@ -268,6 +307,22 @@ mode="0700"
                 (bundle, 15, 7, 9),
             ]
         );
+    }
+
+    #[test]
+    fn knows_which_files_a_backup_itself_stores() {
+        let files = own_files(MANIFEST, "20260102-000000F");
+        let found: Vec<_> =
+            files.iter().map(|(path, it)| (path.as_str(), it.size, it.parts.len())).collect();
+        assert_eq!(found, [("bundle/1", 22, 2), ("pg_data/base/1/2.pgbi", 70, 1)]);
+        let (bundle, blocks) = (&files["bundle/1"], &files["pg_data/base/1/2.pgbi"]);
+        assert!([21, 22, 23].map(|size| bundle.has_size(size)) == [false, true, true]);
+        assert!([69, 70, 71].map(|size| blocks.has_size(size)) == [false, true, false]);
+        // Without bundles an empty file is stored, too, in a size that only some versions tell.
+        let plain = MANIFEST.replace("backup-bundle=true", "backup-bundle=false");
+        let files = own_files(&plain, "20260102-000000F");
+        let empty = &files["pg_data/empty.zst"];
+        assert!(empty.has_size(0) && empty.has_size(9) && empty.parts.is_empty());
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! that a version leaves out is never an error, and a field that we do not know never matters.
 
 pub mod archive;
+pub mod backup_info;
 pub mod command;
 pub mod config;
 pub mod exit;
 pub mod info;
+pub mod ini;
 pub mod label;
 pub mod log;
 pub mod manifest;

@@ -1,11 +1,25 @@
-//! Reads what an operator's own pgBackRest configuration leaves out of backups.
+//! Reads an operator's own pgBackRest configuration, as far as it matters here.
 
 /// The values of `exclude` that are in force when `stanza` is backed up.
+pub fn exclusions(config: &str, stanza: &str) -> Vec<String> {
+    values(config, stanza, "backup", "exclude")
+}
+
+/// The value of an option that is in force when `command` runs for `stanza`.
+pub fn option(config: &str, stanza: &str, command: &str, name: &str) -> Option<String> {
+    values(config, stanza, command, name).pop()
+}
+
+/// The values of an option that are in force when `command` runs for `stanza`.
 ///
 /// The most particular section that has any counts, and the others' are not added to it.
-pub fn exclusions(config: &str, stanza: &str) -> Vec<String> {
-    let sections =
-        [format!("{stanza}:backup"), stanza.to_string(), "global:backup".into(), "global".into()];
+fn values(config: &str, stanza: &str, command: &str, name: &str) -> Vec<String> {
+    let sections = [
+        format!("{stanza}:{command}"),
+        stanza.to_string(),
+        format!("global:{command}"),
+        "global".to_string(),
+    ];
     let values = |section: &String| {
         let mut within = false;
         let mut values = Vec::new();
@@ -14,7 +28,7 @@ pub fn exclusions(config: &str, stanza: &str) -> Vec<String> {
                 within = name == section;
             } else if let Some((option, value)) = line.split_once('=')
                 && within
-                && option.trim() == "exclude"
+                && option.trim() == name
             {
                 values.push(value.trim().to_string());
             }

@@ -1,0 +1,330 @@
+//! Decides which backups may be deleted from the remote: those that pgBackRest's expire would remove.
+//!
+//! pgBackRest expires backups in the local repository. A backup that is missing there was expired, or
+//! its directory was lost. Only the retention tells the two apart, so a backup is deleted from the
+//! remote only where the retention allows that for the backups that the remote itself holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::kind::BackupType;
+use crate::pgbackrest::own;
+
+/// A backup on the remote, or one that is about to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Its label.
+    pub label: String,
+    /// What it holds.
+    pub kind: BackupType,
+    /// The backups whose files it needs, as far as they are known. The full backup is in its label.
+    pub needs: Vec<String>,
+    /// When it ended; absent if unknown.
+    pub stop_time: Option<DateTime<Utc>>,
+}
+
+impl Held {
+    /// The full backup of its chain.
+    fn full(&self) -> &str {
+        full_of(&self.label)
+    }
+}
+
+fn full_of(label: &str) -> &str {
+    label.split('_').next().unwrap_or(label)
+}
+
+/// How long full backups, with all that build on them, are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// `repo1-retention-full-type=count`: so many of the newest.
+    Count(usize),
+    /// `repo1-retention-full-type=time`: all that are younger than so many days, and the newest one that
+    /// is older.
+    Days(u32),
+}
+
+/// What `pgbackrest expire` keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// `repo1-retention-full`; absent: full backups are kept for ever.
+    pub full: Option<Full>,
+    /// `repo1-retention-diff`: so many of the newest differential and full backups; absent:
+    /// differential ones are kept as long as their full one.
+    pub differential: Option<usize>,
+}
+
+impl Retention {
+    /// The retention of our own pgBackRest configuration. 0 days are unknown: nothing expires.
+    pub fn of_days(days: u32) -> Retention {
+        Retention { full: (days > 0).then_some(Full::Days(days)), differential: None }
+    }
+
+    /// The retention of an operator's own pgBackRest configuration, as the commands `expire` and
+    /// `backup`, which expires at its end, find it there: each may have sections of its own.
+    pub fn of_configuration(config: &str, stanza: &str) -> [Retention; 2] {
+        ["expire", "backup"].map(|command| Retention::of_command(config, stanza, command))
+    }
+
+    fn of_command(config: &str, stanza: &str, command: &str) -> Retention {
+        let option = |name: &str| {
+            let names = [format!("repo1-{name}"), format!("repo-{name}"), name.to_string()];
+            names.iter().find_map(|name| own::option(config, stanza, command, name))
+        };
+        let number = |name: &str| option(name)?.parse::<u32>().ok().filter(|number| *number > 0);
+        let is_time = option("retention-full-type").as_deref() == Some("time");
+        let full = number("retention-full");
+        let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Retention {
+            full: full.map(|it| if is_time { Full::Days(it) } else { Full::Count(count(it)) }),
+            differential: number("retention-diff").map(count),
+        }
+    }
+}
+
+/// The labels of `held` that the retention allows to go, each with all that builds on it.
+///
+/// Whatever is unknown is in favour of the backup: one without a stop time is as new as can be.
+pub fn expirable(held: &[Held], retention: Retention, now: DateTime<Utc>) -> BTreeSet<String> {
+    let mut may_go = BTreeSet::new();
+    let mut fulls: Vec<&Held> = held.iter().filter(|it| it.kind == BackupType::Full).collect();
+    fulls.sort_by(|one, other| other.label.cmp(&one.label));
+    let oldest_kept = match retention.full {
+        None => None,
+        Some(Full::Count(count)) => fulls.get(count.max(1) - 1),
+        Some(Full::Days(days)) => {
+            let limit = now - TimeDelta::days(days.into());
+            fulls.iter().find(|it| it.stop_time.is_some_and(|stop| stop <= limit))
+        }
+    };
+    if let Some(oldest_kept) = oldest_kept {
+        let older = held.iter().filter(|it| it.full() < oldest_kept.label.as_str());
+        may_go.extend(older.map(|it| it.label.clone()));
+    }
+    if let Some(count) = retention.differential {
+        // A full backup counts as a differential one, and is itself not expired by this.
+        let mut bases: Vec<&Held> = held.iter().filter(|it| it.kind != BackupType::Incr).collect();
+        bases.sort_by(|one, other| other.label.cmp(&one.label));
+        let old = bases.into_iter().skip(count.max(1));
+        for differential in old.filter(|it| it.kind == BackupType::Diff) {
+            let needs_it = |it: &&Held| it.needs.contains(&differential.label);
+            may_go.insert(differential.label.clone());
+            may_go.extend(held.iter().filter(needs_it).map(|it| it.label.clone()));
+        }
+    }
+    keep_what_is_needed(held, &mut may_go);
+    may_go
+}
+
+/// Takes out what a backup that stays needs.
+fn keep_what_is_needed(held: &[Held], may_go: &mut BTreeSet<String>) {
+    let by_label: BTreeMap<&str, &Held> = held.iter().map(|it| (it.label.as_str(), it)).collect();
+    let mut open: Vec<&Held> = held.iter().filter(|it| !may_go.contains(&it.label)).collect();
+    while let Some(kept) = open.pop() {
+        for needed in kept.needs.iter().map(String::as_str).chain([kept.full()]) {
+            if may_go.remove(needed)
+                && let Some(needed) = by_label.get(needed)
+            {
+                open.push(needed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use BackupType::{Diff, Full as Fu, Incr};
+    use proptest::prelude::*;
+
+    fn at(day: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_790_000_000, 0).expect("a time") + TimeDelta::days(day)
+    }
+
+    fn full_label(day: i64) -> String {
+        format!("{}F", at(day).format("%Y%m%d-%H%M%S"))
+    }
+
+    fn full(day: i64) -> Held {
+        let (label, stop_time) = (full_label(day), Some(at(day)));
+        Held { label, kind: Fu, needs: Vec::new(), stop_time }
+    }
+
+    fn later(of: i64, day: i64, kind: BackupType, needs: &[&Held]) -> Held {
+        let end = if kind == Diff { 'D' } else { 'I' };
+        let label = format!("{}_{}{end}", full_label(of), at(day).format("%Y%m%d-%H%M%S"));
+        let needs = needs.iter().map(|it| it.label.clone()).collect();
+        Held { label, kind, needs, stop_time: Some(at(day)) }
+    }
+
+    fn labels(held: &[&Held]) -> BTreeSet<String> {
+        held.iter().map(|it| it.label.clone()).collect()
+    }
+
+    #[test]
+    fn full_backups_go_by_count_or_by_age_with_all_that_builds_on_them() {
+        let (one, two, three) = (full(1), full(2), full(3));
+        let build = later(1, 4, Incr, &[&one]);
+        let held = [one.clone(), two.clone(), three, build.clone()];
+        let by = |full: Full, now: i64| {
+            expirable(&held, Retention { full: Some(full), differential: None }, at(now))
+        };
+        assert_eq!(by(Full::Count(3), 100), labels(&[]));
+        assert_eq!(by(Full::Count(2), 0), labels(&[&one, &build]));
+        assert_eq!(by(Full::Count(1), 0), labels(&[&one, &build, &two]));
+        assert_eq!(by(Full::Count(0), 0), by(Full::Count(1), 0));
+        // The newest one that is old enough stays: what is younger does not reach back so far.
+        assert_eq!(by(Full::Days(1), 2), labels(&[]));
+        assert_eq!(by(Full::Days(1), 3), labels(&[&one, &build]));
+        assert_eq!(by(Full::Days(1), 1000), labels(&[&one, &build, &two]));
+        assert_eq!(expirable(&held, Retention::default(), at(1000)), labels(&[]));
+        assert_eq!(expirable(&held, Retention::of_days(0), at(1000)), labels(&[]));
+    }
+
+    #[test]
+    fn differential_backups_go_by_count_with_what_builds_on_them() {
+        let one = full(1);
+        let (first, second) = (later(1, 2, Diff, &[&one]), later(1, 3, Diff, &[&one]));
+        let build = later(1, 4, Incr, &[&one, &first]);
+        let held = [one, first.clone(), second, build.clone(), full(5)];
+        let keep = |count| {
+            let retention = Retention { full: None, differential: Some(count) };
+            expirable(&held, retention, at(1000))
+        };
+        assert_eq!(keep(4), labels(&[]));
+        assert_eq!(keep(3), labels(&[]));
+        assert_eq!(keep(2), labels(&[&first, &build]));
+    }
+
+    #[test]
+    fn reads_an_operators_retention() {
+        let both = |text: &str| Retention::of_configuration(text, "main");
+        let of = |text: &str| both(text)[0];
+        assert_eq!(of("[global]\nrepo1-path=/r\n"), Retention::default());
+        let expected = Retention { full: Some(Full::Count(2)), differential: Some(3) };
+        assert_eq!(of("[global]\nrepo1-retention-full=2\nrepo1-retention-diff=3\n"), expected);
+        let expected = Retention { full: Some(Full::Days(14)), differential: None };
+        let text = "[global]\nrepo1-retention-full-type=time\nrepo1-retention-full=7\n\
+                    [main]\nrepo1-retention-full=14\n[other]\nrepo1-retention-full=1\n";
+        assert_eq!(of(text), expected);
+        assert_eq!(of("[global]\nrepo1-retention-full=many\n"), Retention::default());
+        let text = "[global]\nrepo1-retention-full=2\n[global:expire]\nrepo1-retention-full=1\n";
+        let expected = [1, 2].map(|count| Some(Full::Count(count)));
+        assert_eq!(both(text).map(|it| it.full), expected);
+    }
+
+    /// pgBackRest's own procedure, step by step on a list of labels, as its expire.c has it.
+    fn as_pgbackrest(held: &[Held], retention: Retention, now: DateTime<Utc>) -> BTreeSet<String> {
+        let mut current: Vec<Held> = held.to_vec();
+        current.sort_by(|one, other| one.label.cmp(&other.label));
+        let fulls = |current: &[Held]| -> Vec<Held> {
+            current.iter().filter(|it| it.kind == Fu).cloned().collect()
+        };
+        match retention.full {
+            Some(Full::Days(days)) => {
+                let limit = now - TimeDelta::days(days.into());
+                let last = fulls(&current)
+                    .into_iter()
+                    .rev()
+                    .find(|it| it.stop_time.is_some_and(|stop| stop <= limit));
+                if let Some(last) = last {
+                    current.retain(|it| it.label >= last.label);
+                }
+            }
+            Some(Full::Count(count)) => {
+                let found = fulls(&current);
+                for gone in &found[..found.len().saturating_sub(count)] {
+                    current.retain(|it| !it.label.starts_with(&gone.label));
+                }
+            }
+            None => {}
+        }
+        if let Some(count) = retention.differential {
+            let bases: Vec<Held> = current.iter().filter(|it| it.kind != Incr).cloned().collect();
+            for gone in &bases[..bases.len().saturating_sub(count)] {
+                if gone.kind == Diff {
+                    current.retain(|it| it.label != gone.label && !it.needs.contains(&gone.label));
+                }
+            }
+        }
+        let left: BTreeSet<String> = current.into_iter().map(|it| it.label).collect();
+        held.iter().map(|it| it.label.clone()).filter(|label| !left.contains(label)).collect()
+    }
+
+    fn histories() -> impl Strategy<Value = Vec<Held>> {
+        prop::collection::vec(0..4_u8, 1..24).prop_map(|kinds| {
+            let mut held: Vec<Held> = vec![full(0)];
+            let (mut of, mut day) = (0, 0);
+            for kind in kinds {
+                day += 1;
+                match kind {
+                    0 => {
+                        of = day;
+                        held.push(full(day));
+                    }
+                    1 => {
+                        let base = full(of);
+                        held.push(later(of, day, Diff, &[&base]));
+                    }
+                    _ => {
+                        let last = held.last().expect("there is one").clone();
+                        let mut it = later(of, day, Incr, &[&last]);
+                        it.needs.extend(last.needs);
+                        held.push(it);
+                    }
+                }
+            }
+            held
+        })
+    }
+
+    fn retentions() -> impl Strategy<Value = Retention> {
+        let full = prop_oneof![
+            Just(None),
+            (1..5_usize).prop_map(|it| Some(Full::Count(it))),
+            (1..20_u32).prop_map(|it| Some(Full::Days(it))),
+        ];
+        (full, prop::option::of(1..5_usize))
+            .prop_map(|(full, differential)| Retention { full, differential })
+    }
+
+    proptest! {
+        #[test]
+        fn all_that_pgbackrest_expires_may_go(
+            held in histories(), retention in retentions(), now in 0..40_i64, later in 0..9_i64,
+        ) {
+            let expired = as_pgbackrest(&held, retention, at(now));
+            // It is asked later than pgBackRest was.
+            let may_go = expirable(&held, retention, at(now + later));
+            prop_assert!(expired.is_subset(&may_go), "{expired:?} {may_go:?}");
+            prop_assert_eq!(expirable(&held, retention, at(now)), expired);
+        }
+
+        #[test]
+        fn what_stays_is_whole_and_the_newest_stays(
+            held in histories(), retention in retentions(), now in 0..40_i64,
+            lost in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+        ) {
+            let mut held = held;
+            for index in lost {
+                let at = index.index(held.len());
+                if held.len() > 1 {
+                    // A backup of which nothing is known but its label.
+                    held[at].stop_time = None;
+                }
+            }
+            let may_go = expirable(&held, retention, at(now));
+            let stays: Vec<&Held> =
+                held.iter().filter(|it| !may_go.contains(&it.label)).collect();
+            for it in &stays {
+                for needed in &it.needs {
+                    prop_assert!(!may_go.contains(needed), "{} needs {needed}", it.label);
+                }
+                prop_assert!(!may_go.contains(it.full()));
+            }
+            let newest = held.iter().filter(|it| it.kind == Fu).map(|it| &it.label).max();
+            prop_assert!(!may_go.contains(newest.expect("there is one")));
+        }
+    }
+}
