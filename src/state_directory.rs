@@ -22,6 +22,7 @@ use nrt_core::restore::catalog::RestorePoint;
 use nrt_core::restore::drill::{Drill, journal};
 use nrt_core::restore::points;
 use nrt_process::files::{self, write_atomically};
+use nrt_process::identity;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -54,6 +55,39 @@ pub(crate) fn create() -> io::Result<()> {
         made.map_err(|error| in_file(&directory, &error))?;
     }
     Ok(())
+}
+
+/// Sees to it that the directory is this instance's: what another one has left in it, of which this
+/// server is a copy, is removed, but for what is the cluster's. Answers whether there was any.
+///
+/// # Errors
+///
+/// What the file system says, with the file's name.
+pub(crate) fn settle() -> io::Result<bool> {
+    let settled = identity::settle(&path(), forget).map_err(|error| in_file(&path(), &error))?;
+    // The directories within it went with the other one's files.
+    create()?;
+    Ok(settled.was_another)
+}
+
+/// Removes what is an instance's own. Both names of the instance go last, when there are new ones.
+fn forget() -> io::Result<()> {
+    for entry in fs::read_dir(path())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_kept = [identity::CARRIED, identity::BOUND].contains(&&*name)
+            || layout::OF_THE_CLUSTER.contains(&&*name);
+        if is_kept {
+            continue;
+        }
+        let path = entry.path();
+        let is_directory = entry.file_type()?.is_dir();
+        let removed = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|error| in_file(&path, &error))?;
+    }
+    // What is removed must not come back behind the new names.
+    File::open(path())?.sync_all()
 }
 
 fn in_file(path: &Path, error: &io::Error) -> io::Error {

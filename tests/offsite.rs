@@ -156,6 +156,13 @@ pub(crate) fn restored_by_pgbackrest(name: &str, repository: &Path, options: &[&
     cluster
 }
 
+/// The backup that lies in a place to which an abandoned life was moved.
+pub(crate) fn abandoned_backup(place: &Path) -> String {
+    let backups = fs::read_dir(place.join("repository/backup/main")).expect("it is there");
+    let mut labels = backups.flatten().map(|it| it.file_name().to_string_lossy().into_owned());
+    labels.find(|label| label.ends_with('F')).expect("a full backup")
+}
+
 /// Every file below a directory with its content, by path.
 pub(crate) fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();

@@ -144,6 +144,14 @@ impl Worker {
             // Without it nothing can be done. The postmaster starts the worker again.
             error!("nrt_backup could not create its state directory: {error}");
         }
+        match state_directory::settle() {
+            Ok(true) => log!(
+                "nrt_backup found the files of the server that this one was copied from, and \
+                 begins anew"
+            ),
+            Ok(false) => {}
+            Err(error) => error!("nrt_backup could not use its state directory: {error}"),
+        }
         let place = serve::Place::take();
         let settings = settings::current();
         let catalog = postgres::read_catalog(&settings.database);

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
-use nrt_core::layout;
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::Status;
 use nrt_core::offsite::owner::{self, Owner};
@@ -683,7 +682,7 @@ pub(crate) fn ships(cluster: &Cluster, limit: Duration) -> Result<Lsn, String> {
 
 /// The name of a server's instance, which it gives to the remote.
 fn instance(cluster: &Cluster) -> Option<String> {
-    let text = fs::read(cluster.state_directory().join(layout::INSTANCE)).ok()?;
+    let text = fs::read(cluster.state_directory().join("instance.json")).ok()?;
     let instance: serde_json::Value = serde_json::from_slice(&text).ok()?;
     Some(instance["id"].as_str()?.to_string())
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -20,6 +21,7 @@ use nrt_core::offsite::{Comparison, Phase, Plan, Position, Status};
 use nrt_core::pgbackrest::ini::checksum;
 use nrt_core::restore::catalog::RestorePoint;
 use nrt_core::restore::points;
+use nrt_process::identity;
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
@@ -675,7 +677,7 @@ fn restore_points_go_aside_with_what_they_name_and_the_others_stay() {
         let mut known = points::parse(&fs::read(world.path(here)).expect("it is there"));
         known.sort_by_key(|point| point.lsn);
         assert_eq!(known, expected);
-        let aside = files(&world.there().join("set-aside"));
+        let aside = files(&world.there().join("superseded"));
         let aside: Vec<_> = aside
             .iter()
             .filter(|(path, _)| path.ends_with("/restore-points.json"))
@@ -760,6 +762,7 @@ fn another(system: u64) -> Owner {
         timeline: 1,
         heartbeat: chrono::DateTime::UNIX_EPOCH,
         unsettled: false,
+        superseded: None,
         aside: None,
         complete_until: None,
         shipped: None,
@@ -901,8 +904,8 @@ fn a_move_that_is_interrupted_goes_on_in_its_place() {
     let mut ship = World::ship_by(&plan);
     ship.tell(at(1));
     world.wait_for(at(1));
-    let aside = files(&world.there().join("set-aside"));
-    let name = place.trim_start_matches("set-aside/");
+    let aside = files(&world.there().join("superseded"));
+    let name = place.trim_start_matches("superseded/");
     let expected = theirs.map(|path| (format!("{name}/{path}"), path.as_bytes().to_vec()));
     assert_eq!(aside, BTreeMap::from(expected));
     assert!(!world.path("state/takeover").exists());
@@ -949,11 +952,13 @@ fn two_that_find_nothing_do_not_both_ship() {
         if first { "state" } else { "twin" }
     };
     let before = shipping();
-    assert_eq!(files(&world.there().join("set-aside")).len(), 0, "there was nothing to move");
+    assert_eq!(files(&world.there().join("superseded")).len(), 0, "there was nothing to move");
 
     // Nobody is said to own it any more: whoever takes it waits for the other to see that.
     let name = world.there().join(owner::FILE);
-    fs::remove_file(&name).expect("somebody ships here");
+    for file in [owner::COPY, owner::FILE] {
+        fs::remove_file(world.there().join(file)).expect("somebody ships here");
+    }
     until("somebody owns it again", || {
         assert!(!both_ship(&world), "both ship");
         name.exists() && world.status_in(before).phase != Phase::Shipping
@@ -1043,7 +1048,255 @@ fn a_sign_of_life_that_vanishes_moves_nothing_of_its_own() {
     let mut ship = world.ship();
     ship.tell(at(2000));
     world.wait_for(at(2000));
-    assert_eq!(files(&world.there().join("set-aside")).len(), 0, "its own tail was moved");
+    assert_eq!(files(&world.there().join("superseded")).len(), 0, "its own tail was moved");
+}
+
+/// The disk of a machine in another one: all files, also those that no copy of a data directory has,
+/// and the directory as it was. Only the run of the machine is another one.
+fn clone_of_the_machine(world: &World, to: &str) -> Plan {
+    let (here, there) = (world.path("state"), world.path(to));
+    fs::create_dir_all(&there).expect("the directory is ours");
+    for name in [identity::CARRIED, identity::BOUND, layout::PROMISES] {
+        fs::copy(here.join(name), there.join(name)).expect("it is there");
+    }
+    let change = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let path = there.join(name);
+        let text = fs::read(&path).expect("it is there");
+        let mut value = serde_json::from_slice(&text).expect("JSON");
+        change(&mut value);
+        fs::write(path, value.to_string()).expect("the directory is ours");
+    };
+    let found = fs::metadata(&there).expect("it is there");
+    change(identity::BOUND, &|value| {
+        value["place"]["directory"] = found.ino().into();
+        value["place"]["made"] = serde_json::Value::Null;
+    });
+    change(layout::PROMISES, &|value| {
+        for promised in value.as_object_mut().expect("a map").values_mut() {
+            promised["run"] = "another".into();
+        }
+    });
+    Plan { state: world.text(to), ..world.plan() }
+}
+
+#[test]
+fn a_clone_of_the_machine_never_takes_the_remote_from_a_living_one() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(1000));
+    world.wait_for(at(1000));
+    let owner = world.owner().expect("somebody ships here").instance;
+    // Of the running machine, and started at once.
+    let mut clone = World::ship_by(&clone_of_the_machine(&world, "clone"));
+    clone.tell(at(1000));
+    until("the clone is fenced", || {
+        assert_ne!(world.status_in("clone").phase, Phase::Shipping);
+        assert_ne!(world.status().phase, Phase::Fenced);
+        world.status_in("clone").phase == Phase::Fenced
+    });
+    let words = world.status_in("clone").failure.expect("it says why").message;
+    assert!(words.contains("clone of this server"), "{words}");
+    ship.tell(at(2000));
+    world.wait_for(at(2000));
+    assert_eq!(world.owner().expect("somebody ships here").instance, owner);
+    // What it has is its own still; when the other one is gone, it goes on under another name.
+    ship.kill();
+    clone.tell(at(3000));
+    until("the clone ships", || world.status_in("clone").phase == Phase::Shipping);
+    assert_ne!(world.owner().expect("somebody ships here").instance, owner);
+    world.wait_for(at(3000));
+    assert_eq!(files(&world.there().join("superseded")).len(), 0, "it is the same life");
+}
+
+#[test]
+fn a_machine_that_was_started_anew_goes_on_with_its_remote() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(1000));
+    world.wait_for(at(1000));
+    let owner = world.owner().expect("somebody ships here").instance;
+    ship.kill();
+    // Its disk, in another run; nobody else has it.
+    let mut clone = World::ship_by(&clone_of_the_machine(&world, "clone"));
+    clone.tell(at(2000));
+    world.wait_for(at(2000));
+    assert_eq!(world.owner().expect("somebody ships here").instance, owner);
+    assert_eq!(files(&world.there().join("superseded")).len(), 0, "its own tail was moved");
+}
+
+#[test]
+fn an_owner_json_that_is_cut_off_fences_nobody() {
+    let world = World::new();
+    let mut ship = world.ship();
+    ship.tell(at(1000));
+    world.wait_for(at(1000));
+    until("it ships", || world.status().phase == Phase::Shipping);
+    let owner = world.owner().expect("somebody ships here").instance;
+    let name = world.there().join(owner::FILE);
+    let copy = world.there().join(owner::COPY);
+    let both = || [&name, &copy].map(|it| fs::read(it).ok());
+    let is_whole = |text: &Option<Vec<u8>>| {
+        text.as_ref().is_some_and(|it| serde_json::from_slice::<Owner>(it).is_ok())
+    };
+    // Long into the session, and not only in it.
+    let copied = || serde_json::from_slice::<Owner>(&both()[1].clone()?).ok();
+    let first = copied().expect("it is there");
+    until("the copy is written again", || copied().is_some_and(|it| it != first));
+    let mut told = 2000;
+    for files in [vec![&name], vec![&copy], vec![&name, &copy]] {
+        for is_running in [true, false] {
+            let cut = || {
+                for file in &files {
+                    fs::write(file, b"").expect("the directory is ours");
+                }
+            };
+            if is_running {
+                cut();
+            } else {
+                ship.kill();
+                cut();
+                ship = world.ship();
+            }
+            ship.tell(at(told));
+            until("both are whole again", || {
+                assert_ne!(world.status().phase, Phase::Fenced);
+                both().iter().all(is_whole)
+            });
+            world.wait_for(at(told));
+            told += 1000;
+        }
+    }
+    assert_eq!(world.owner().expect("somebody ships here").instance, owner);
+    assert_eq!(files(&world.there().join("superseded")).len(), 0, "its own tail was moved");
+}
+
+#[test]
+fn a_new_session_promises_what_the_one_before_did_and_no_more() {
+    let world = World::new();
+    let slow = Slow::serve(&world);
+    let plan = slow.plan(&world, world.plan());
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(1000));
+    world.wait_for(at(1000));
+    ship.kill();
+    // What was promised is known here. The remote says more: somebody has written there.
+    let path = world.path("state").join(layout::PROMISES);
+    let promise = |flushed: u64| {
+        let text = fs::read(&path).expect("it ships");
+        let mut value: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        for promised in value.as_object_mut().expect("a map").values_mut() {
+            promised["shipped"] = serde_json::json!({
+                "timeline": 1, "flushed": at(flushed).to_string()
+            });
+        }
+        fs::write(&path, value.to_string()).expect("the directory is ours");
+    };
+    promise(900);
+    slow.hold(&format!("PROPFIND /backups/main/{DIRECTORY}"), Duration::from_secs(4));
+    let before = world.owner().expect("it shipped").heartbeat;
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(2000));
+    let mut first = None;
+    until("it has given a sign of life", || {
+        first = world.owner().filter(|it| it.heartbeat != before);
+        first.is_some()
+    });
+    let shipped = first.take().and_then(|it| it.shipped);
+    assert_eq!(shipped, Some(Position { timeline: 1, flushed: at(900) }));
+    ship.kill();
+
+    // Not what the server has lost: it is at an earlier position.
+    promise(50_000);
+    let before = world.owner().expect("it shipped").heartbeat;
+    let mut ship = World::ship_by(&plan);
+    ship.tell(at(2000));
+    until("it has given a sign of life", || {
+        first = world.owner().filter(|it| it.heartbeat != before);
+        first.is_some()
+    });
+    assert_eq!(first.and_then(|it| it.shipped), None);
+}
+
+#[test]
+fn what_the_abandoned_life_has_shipped_is_moved_away() {
+    let world = World::new();
+    let size = SIZE;
+    let [common, parted, later] =
+        [FIRST - 1, FIRST, FIRST + 1].map(|number| Segment { timeline: 1, number });
+    // Both lives have the first segment. The one that went on has filled two more.
+    let (path, packed) = archived(common);
+    world.write(&format!("repository/{path}"), &packed);
+    let mut ship = world.ship();
+    ship.tell(at(1000));
+    world.wait_for(at(1000));
+    until("the repository is there", || world.status().backups == [LABEL]);
+    ship.kill();
+    let other = |segment: Segment| -> Vec<u8> {
+        let mut content = wal(segment);
+        content[2000..].reverse();
+        content
+    };
+    let there = "remote/backups/main";
+    let mut theirs = BTreeMap::new();
+    for segment in [parted, later] {
+        let content = other(segment);
+        let hash: String =
+            Sha1::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = segment.name(size);
+        let packed = zstd::encode_all(&content[..], 1).expect("memory is there");
+        theirs.insert(format!("repository/{ARCHIVE}/{}/{name}-{hash}.zst", &name[..16]), packed);
+    }
+    let third = Segment { timeline: 1, number: FIRST + 2 };
+    let piece =
+        Piece { segment: third, from: third.start(size), to: Lsn(third.start(size).0 + 900) };
+    let packed = zstd::encode_all(&other(third)[..900], 1).expect("memory is there");
+    theirs.insert(format!("{DIRECTORY}/{}", piece.path(size)), packed);
+    let label = "20261123-010203F";
+    theirs
+        .insert(format!("repository/backup/main/{label}/backup.manifest"), b"a manifest\n".into());
+    for (path, content) in &theirs {
+        world.write(&format!("{there}/{path}"), content);
+    }
+    let info = format!(
+        "[backup:current]\n{LABEL}={{}}\n{label}={{\"backup-archive-stop\":\"{}\",\
+         \"backup-lsn-stop\":\"{}\"}}\n\n[db]\ndb-id=1\n",
+        later.name(size),
+        Lsn(later.start(size).0 + 500)
+    );
+    world.write(&format!("{there}/repository/backup/main/backup.info"), info.as_bytes());
+    let heartbeat = chrono::Utc::now();
+    let last = world.owner().expect("it shipped");
+    world.own(&Owner { heartbeat, ..last.clone() });
+
+    // The disk was put back: its last promise is older. The server has gone on since.
+    let mut ship = world.ship();
+    ship.tell(at(3000));
+    until("it is fenced", || world.status().phase == Phase::Fenced);
+    ship.tell(at(3000));
+    until("it ships", || world.status().phase == Phase::Shipping);
+    world.wait_for(at(3000));
+    assert_ne!(world.owner().expect("it ships").instance, last.instance);
+    let moved = files(&world.there().join("superseded"));
+    let moved: BTreeMap<String, Vec<u8>> = moved
+        .into_iter()
+        .filter_map(|(path, content)| Some((path.split_once('/')?.1.to_string(), content)))
+        .collect();
+    let listed = moved.get("repository/backup/main/backup.info");
+    assert_eq!(listed.map(Vec::as_slice), Some(info.as_bytes()));
+    for (path, content) in theirs {
+        assert!(!world.there().join(&path).exists(), "{path} is still there");
+        assert!(moved.get(&path) == Some(&content), "{path} is not whole");
+    }
+    // What both have in common stays.
+    let common = world.there().join("repository").join(archived(common).0);
+    assert!(
+        common.exists() && world.there().join(format!("repository/backup/main/{LABEL}")).exists()
+    );
+    until("its own list is there", || {
+        fs::read(world.there().join("repository/backup/main/backup.info")).is_ok_and(|it| {
+            it == fs::read(world.path("repository/backup/main/backup.info")).unwrap()
+        })
+    });
 }
 
 #[test]

@@ -65,8 +65,9 @@ pub const LOCK: &str = "lock";
 pub const SPOOL: &str = "spool";
 /// The present of shipping, a [`crate::offsite::Status`].
 pub const SHIP: &str = "ship.json";
-/// Which instance of the cluster this is; see [`Instance`].
-pub const INSTANCE: &str = "instance.json";
+/// What was promised to remotes: a map of [`crate::offsite::owner::Promised`] by their places. No
+/// copy of a data directory has it, by the same rule as [`RCLONE_CONFIG`].
+pub const PROMISES: &str = "pgsql_tmp_promises.json";
 /// rclone's configuration, decoded from the environment variable `RCLONE_CONF_BASE64`. No copy of
 /// a data directory has it, by whatever program it is made: they all leave out what begins so.
 pub const RCLONE_CONFIG: &str = "pgsql_tmp_rclone.conf";
@@ -99,6 +100,22 @@ pub const RECOVERING: &str = "recovering";
 pub const RESTORED: &str = "restored.json";
 /// There while a worker runs, and left behind by one that did not end cleanly.
 pub const RUNNING: &str = "running";
+
+/// The files that are the cluster's and not an instance's: a copy keeps them. Restore points name
+/// their timeline and position, transaction ids their backup, and what was restored once is
+/// restored in every copy. WAL that was let go is missing in a repository that a copy may share. A
+/// drill's scratch place is removed by the next drill.
+pub const OF_THE_CLUSTER: [&str; 9] = [
+    LET_GO,
+    RESTORE_POINTS,
+    RESTORE_POINTS_LOCK,
+    NEXT_XIDS,
+    RECOVERING,
+    RESTORED,
+    DRILL,
+    RCLONE_CONFIG,
+    RCLONE_GIVEN,
+];
 
 /// What the worker keeps across restarts of the server.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -160,6 +177,10 @@ pub struct Tool {
     /// that this directory is in none.
     #[serde(default)]
     pub exclude: Vec<String>,
+    /// The instance that found this out. `archive_command` uses no other's: it would archive into
+    /// the repository of the server of which this one is a copy.
+    #[serde(default)]
+    pub instance: Option<String>,
 }
 
 /// Why the last segment could not be archived.
@@ -229,15 +250,6 @@ impl LetGo {
             }
         }
     }
-}
-
-/// Tells one running place of a cluster from a copy of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Instance {
-    /// A random name.
-    pub id: String,
-    /// The inode of the state directory for which the name was made: a copy has another one.
-    pub directory: u64,
 }
 
 /// Where a data directory came from: `nrt-backup restore` leaves it behind.

@@ -27,6 +27,7 @@ mod capture;
 mod child;
 mod environment;
 pub mod files;
+pub mod identity;
 pub mod leash;
 mod sealed;
 mod tail;

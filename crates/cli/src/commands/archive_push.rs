@@ -19,7 +19,7 @@ use nrt_core::layout::{self, ArchiveLimits, LetGo, PushFailure, Tool};
 use nrt_core::pgbackrest::{command, exit, label};
 use nrt_core::size::format_size;
 use nrt_process::files::{open_plain, write_atomically};
-use nrt_process::{allowed_in_zone, capture};
+use nrt_process::{allowed_in_zone, capture, identity};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
@@ -190,16 +190,7 @@ fn is_stopping(state: &Path) -> bool {
 }
 
 fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
-    let tool = found_tool(&arguments.state).ok_or_else(|| {
-        (
-            1,
-            Failure {
-                message: "nrt_backup has not found pgBackRest yet; the segment stays in pg_wal"
-                    .to_string(),
-                hint: "See nrt.health if this goes on for more than a minute.".to_string(),
-            },
-        )
-    })?;
+    let tool = found_tool(&arguments.state).ok_or_else(|| (1, no_tool(&arguments.state)))?;
     let segment = std::path::absolute(&arguments.segment).unwrap_or(arguments.segment.clone());
     let mut args = command::archive_push(&tool.config, &tool.stanza, &segment.to_string_lossy());
     let locks = Path::new(&tool.lock_path);
@@ -239,6 +230,23 @@ fn push(arguments: &Arguments) -> Result<(), (u8, Failure)> {
     }
 }
 
+/// Why it is not known how pgBackRest is called.
+fn no_tool(state: &Path) -> Failure {
+    // A copy of another server would archive into that one's repository.
+    let words = if state.join(layout::TOOL).exists() {
+        "nrt_backup's files are of the server that this one was copied from, and the worker has not \
+         looked at this one yet; the segment stays in pg_wal"
+    } else {
+        "nrt_backup has not found pgBackRest yet; the segment stays in pg_wal"
+    };
+    Failure {
+        message: words.to_string(),
+        hint: "See nrt.health if this goes on for more than a minute. The worker runs where the \
+               server is no standby."
+            .to_string(),
+    }
+}
+
 /// How pgBackRest is called, as soon as the worker has found out.
 ///
 /// The archiver of a server that has just started may come first, and a failure keeps it from
@@ -259,8 +267,11 @@ fn worker_is_there(state: &Path) -> bool {
     state.join(layout::RUNNING).exists()
 }
 
+/// What this very instance has found out.
 fn tool(state: &Path) -> Option<Tool> {
-    serde_json::from_slice(&fs::read(state.join(layout::TOOL)).ok()?).ok()
+    let tool: Tool = serde_json::from_slice(&fs::read(state.join(layout::TOOL)).ok()?).ok()?;
+    let own = identity::own(state).ok()??;
+    (tool.instance == Some(own)).then_some(tool)
 }
 
 /// Whether a pgBackRest that was started for a backlog is still at work.
@@ -303,6 +314,33 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_instances_pgbackrest_is_not_called() {
+        let state = tempfile::tempdir().expect("a directory");
+        let own = identity::settle(state.path(), || Ok(())).expect("named").id;
+        let mut written = Tool {
+            program: "pgbackrest".to_string(),
+            config: "pgbackrest.conf".to_string(),
+            stanza: "main".to_string(),
+            lock_path: "/tmp/pgbackrest".to_string(),
+            exclude: Vec::new(),
+            instance: None,
+        };
+        assert!(no_tool(state.path()).message.contains("has not found pgBackRest"));
+        for (instance, is_used) in
+            [(None, false), (Some("another".to_string()), false), (Some(own), true)]
+        {
+            written.instance = instance;
+            let text = serde_json::to_vec(&written).expect("JSON");
+            fs::write(state.path().join(layout::TOOL), text).expect("written");
+            assert_eq!(tool(state.path()).is_some(), is_used);
+        }
+        // As pg_basebackup copies it.
+        fs::remove_file(state.path().join(identity::BOUND)).expect("it is there");
+        assert_eq!(tool(state.path()), None);
+        assert!(no_tool(state.path()).message.contains("copied from"));
+    }
 
     #[test]
     fn sees_a_pgbackrest_that_works_in_the_background() {

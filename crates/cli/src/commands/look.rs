@@ -23,6 +23,7 @@ use nrt_core::pgbackrest::config::{self, BadConfig, ConfigInput};
 use nrt_core::pgbackrest::version::{MINIMUM, Version};
 use nrt_core::pgbackrest::{archive, command, exit, info, label, own};
 use nrt_process::files::write_atomically;
+use nrt_process::identity;
 use nrt_process::{allowed_in_zone, capture};
 use rustix::fs::statvfs;
 use rustix::process::geteuid;
@@ -183,6 +184,8 @@ impl Look {
             stanza: self.plan.stanza.clone(),
             lock_path: self.lock_path(),
             exclude: self.exclusions(),
+            instance: identity::own(&self.state)
+                .with_context(|| format!("read \"{}\"", self.state.display()))?,
         };
         changed |= self.write(layout::TOOL, &serde_json::to_vec(&tool)?)?;
         Ok((tool, changed))

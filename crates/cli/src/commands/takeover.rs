@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub(crate) struct Arguments {
     #[command(flatten)]
     server: Server,
-    /// Also keep what the remote holds below "set-aside", and begin anew beside it: for a server
+    /// Also keep what the remote holds below "superseded", and begin anew beside it: for a server
     /// whose repository is a new one. Exit code 2 says that this takes long and goes on by itself.
     #[arg(long)]
     set_aside: bool,

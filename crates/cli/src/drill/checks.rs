@@ -6,9 +6,9 @@ use nrt_core::inventory::Failure;
 use nrt_core::restore::drill::Order;
 use nrt_core::restore::plan::Plan;
 use nrt_core::words::{beginning, last_words};
+use nrt_process::identity::random;
 
 use crate::restore::{Private, Programs};
-use crate::ship::random;
 
 /// Exit code of pg_amcheck when it has found damage.
 const DAMAGED: i32 = 2;

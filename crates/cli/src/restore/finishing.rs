@@ -10,7 +10,7 @@ use std::{fs, fs::File, thread};
 use chrono::Utc;
 use nrt_core::layout;
 use nrt_core::offsite::HEARTBEAT;
-use nrt_core::offsite::owner::{self, Owner};
+use nrt_core::offsite::owner;
 use nrt_core::options::REPOSITORY;
 use nrt_core::restore::Refusal;
 use nrt_process::allowed_for_rclone;
@@ -118,7 +118,7 @@ impl Run<'_> {
         }
         let mut failing_since = None;
         loop {
-            let now = match remote.get(owner::FILE) {
+            let now = match owner::Found::read(|name| remote.get(name)) {
                 Ok(now) => now,
                 Err(refusal) => {
                     let since = *failing_since.get_or_insert_with(Instant::now);
@@ -133,8 +133,7 @@ impl Run<'_> {
                     continue;
                 }
             };
-            let now = now.and_then(|it| serde_json::from_slice::<Owner>(&it).ok());
-            if now.is_some_and(|now| now.instance == first.instance && now != *first) {
+            if now.owner().is_some_and(|now| now.instance == first.instance && now != *first) {
                 return Ok(Some(format!("the original on host \"{}\" is alive", first.host)));
             }
             if !recent || planned.read_at.elapsed() >= SIGN_OF_LIFE {

@@ -111,7 +111,7 @@ pub(crate) fn read(
         let get = |path: &str| {
             remote.get(path).map_err(|it| failure(&format!("\"{path}\" cannot be read"), &it))
         };
-        owner = get(owner::FILE)?.and_then(|it| serde_json::from_slice::<Owner>(&it).ok());
+        owner = owner::Found::read(get)?.owner();
         restore_points = get(RESTORE_POINTS)?
             .and_then(|it| serde_json::from_slice::<Vec<RestorePoint>>(&it).ok())
             .unwrap_or_default();

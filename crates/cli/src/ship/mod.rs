@@ -18,9 +18,11 @@ mod archive;
 mod bring_back;
 mod compare;
 mod configuration;
+mod lineage;
 mod mirror;
 mod owner;
 mod proof;
+mod promises;
 mod rclone;
 mod remote;
 mod remotes;
@@ -55,7 +57,7 @@ use signal_hook::iterator::Signals;
 pub(crate) use configuration::{EMPTY, Kept, LIST};
 pub(crate) use mirror::DESCRIPTIONS;
 pub(crate) use owner::{SET_ASIDE, place_of};
-pub(crate) use rclone::{Options, Rclone, random};
+pub(crate) use rclone::{Options, Rclone};
 pub(crate) use remote::{Address, Remote, failure};
 pub(crate) use remotes::Remotes;
 pub(crate) use renewed::in_use as config_in_use;
@@ -216,6 +218,7 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     let looked = look(shared, &remote).and_then(|found| {
         // A machine that stood still in the middle of that has given no sign of life.
         owner::still_ours(shared, &remote)?;
+        shared.has_looked.store(true, Ordering::Relaxed);
         Ok(found)
     });
     let (there, files) = match looked {

@@ -1,44 +1,47 @@
 //! Keeps two instances from writing to one remote.
+//!
+//! Every heartbeat is promised here, on disk, before it is given: see `nrt_core::offsite::owner` for
+//! the rules that rest on it.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use nrt_core::inventory::Failure;
-use nrt_core::layout::{self, Instance, Restored};
-use nrt_core::offsite::owner::{FILE, Owner, Verdict, judge};
+use nrt_core::layout::{self, Restored};
+use nrt_core::offsite::owner::{
+    COPY, FILE, Found, Knowledge, MARGIN, MISSED, Owner, Promised, Verdict, judge,
+};
 use nrt_core::offsite::tail::DIRECTORY;
-use nrt_core::offsite::{Phase, RESTORE_POINTS};
+use nrt_core::offsite::{Phase, Position, RESTORE_POINTS};
 use nrt_process::files::write_atomically;
+use nrt_process::identity;
 
-use super::rclone::random;
+use super::lineage;
+use super::promises::Heartbeat;
 use super::refuse_another_cluster;
 use super::remote::{Remote, failure};
 use super::state::Shared;
 
-/// Which instance of the cluster this is: it stays the same as long as the data directory does,
-/// and a copy of that is another one.
+/// Which instance of the cluster this is. The worker has seen to it that the state directory is
+/// this instance's.
 pub(crate) fn instance(state: &Path) -> Result<String, Failure> {
-    let problem = |error: std::io::Error| Failure {
-        message: format!("the state directory cannot be used: {error}"),
-        hint: "See that the server's user may write to it, and that its disk has room.".to_string(),
+    let another = || {
+        let message = "the state directory was copied from another instance while this one ran";
+        io::Error::other(message)
     };
-    let directory = fs::metadata(state).map_err(problem)?.ino();
-    let file = state.join(layout::INSTANCE);
-    let known = fs::read(&file).ok().and_then(|it| serde_json::from_slice::<Instance>(&it).ok());
-    if let Some(known) = known.filter(|it| it.directory == directory) {
-        return Ok(known.id);
-    }
-    let new = Instance { id: random().map_err(problem)?, directory };
-    let text = serde_json::to_vec(&new).map_err(|error| problem(error.into()))?;
-    write_atomically(&file, &text).map_err(problem)?;
-    Ok(new.id)
+    identity::settle(state, || Err(another())).map(|it| it.id).map_err(|error| Failure {
+        message: format!("the state directory cannot be used: {error}"),
+        hint:
+            "See that the server's user may write to it, and that its disk has room. After files \
+               were put in its place, restart the server."
+                .to_string(),
+    })
 }
 
 /// What a restore says of this data directory, if it made it as a copy beside its original.
@@ -57,6 +60,13 @@ fn be_original(state: &Path, copy: Restored) -> Result<(), Failure> {
     write_atomically(&path, &text).map_err(|error| cannot_write(&path, &error))
 }
 
+fn cannot_read(path: &Path, error: &io::Error) -> Failure {
+    Failure {
+        message: format!("\"{}\" cannot be read: {error}", path.display()),
+        hint: "See that the server's user may read it.".to_string(),
+    }
+}
+
 fn cannot_write(path: &Path, error: &io::Error) -> Failure {
     Failure {
         message: format!("\"{}\" cannot be written: {error}", path.display()),
@@ -71,9 +81,13 @@ pub(crate) fn own(
     me: &str,
 ) -> Result<Option<Hold>, Failure> {
     let heartbeat = beat(shared);
+    let state = Path::new(&shared.plan.state);
+    let run = identity::run_of_machine(state).map_err(|error| cannot_read(state, &error))?;
+    let mut me = me.to_string();
+    let mut is_clone = false;
     let mut seen: Option<(Owner, Instant)> = None;
     while !shared.is_over() {
-        let found = read(remote)?;
+        let (found, is_whole) = read(shared, remote, &me)?;
         let unchanged_for = match (&found, &seen) {
             (Some(found), Some((known, since))) if found == known => since.elapsed(),
             _ => Duration::ZERO,
@@ -81,21 +95,36 @@ pub(crate) fn own(
         if unchanged_for.is_zero() {
             seen = found.clone().map(|owner| (owner, Instant::now()));
         }
-        let state = Path::new(&shared.plan.state);
         let request = state.join(layout::TAKEOVER);
         let asked = fs::read_to_string(&request).ok();
         let copy = restored_copy(state);
-        let taking_over = asked.is_some() && (copy.is_none() || shared.plan.archives);
-        let system_id = shared.plan.system_id;
-        let is_copy = copy.is_some();
-        let verdict =
-            judge(found.as_ref(), system_id, me, unchanged_for, heartbeat, taking_over, is_copy);
+        let promised = shared.promises.of(&remote.root, &me);
+        let known = Knowledge {
+            system_id: shared.plan.system_id,
+            me: &me,
+            promised: promised.as_ref(),
+            run: &run,
+            timeline: shared.lock().position.map(|position| position.timeline),
+            unchanged_for,
+            heartbeat,
+            taking_over: asked.is_some() && (copy.is_none() || shared.plan.archives),
+            is_copy: copy.is_some(),
+        };
+        let verdict = judge(found.as_ref(), &known);
+        let mut pause = heartbeat / 3;
         match verdict {
             Verdict::Ours | Verdict::MayClaim => {
                 // Whoever owns the remote says so before he writes anything else.
                 refuse_another_cluster(&shared.plan, remote)?;
-                let is_ours = verdict == Verdict::Ours;
-                let Some(hold) = take(shared, remote, me, found, is_ours, asked.as_deref())? else {
+                let claim = Claimed {
+                    is_ours: verdict == Verdict::Ours,
+                    is_sure: promised.as_ref().is_some_and(|it| it.run == run),
+                    is_whole,
+                    found,
+                    promised,
+                };
+                let asked = asked.as_deref();
+                let Some(hold) = take(shared, remote, (&me, &run), claim, asked)? else {
                     continue;
                 };
                 // Not before: one whose takeover failed is a copy still.
@@ -111,7 +140,29 @@ pub(crate) fn own(
                 let _ = fs::remove_file(&request);
                 return Ok(Some(hold));
             }
+            Verdict::Watch(left) => {
+                if unchanged_for.is_zero() {
+                    eprintln!(
+                        "owner: the machine has been started since the last heartbeat: waiting {} s \
+                         for one of a copy of it",
+                        left.as_secs()
+                    );
+                }
+                pause = pause.min(left);
+            }
+            Verdict::Clone(owner) => {
+                eprintln!(
+                    "owner: a heartbeat in \"{FILE}\", by host \"{}\", was not given by this \
+                     server: it takes another name",
+                    owner.host
+                );
+                me = renew(state)?;
+                is_clone = true;
+                continue;
+            }
+            Verdict::OtherInstance(owner) if is_clone => fence(shared, clone(&owner, heartbeat)),
             Verdict::OtherInstance(owner) => fence(shared, other_instance(&owner)),
+            Verdict::LaterTimeline(owner) => fence(shared, later_timeline(&owner)),
             Verdict::OtherCluster(owner) => {
                 // Nothing that an operator asks can make this right.
                 let _ = fs::remove_file(&request);
@@ -126,99 +177,112 @@ pub(crate) fn own(
                 }
             }
         }
-        let next = Instant::now() + heartbeat / 3;
+        let next = Instant::now() + pause;
         while Instant::now() < next && !shared.is_over() && !request.exists() {
-            shared.sleep(LOOK.min(heartbeat / 3));
+            shared.sleep(LOOK.min(pause));
         }
     }
     Ok(None)
 }
 
-/// Makes this instance the owner of what was `found`, which may be its own already, and leaves
+/// Gives this instance another name.
+fn renew(state: &Path) -> Result<String, Failure> {
+    identity::renew(state).map_err(|error| cannot_write(&state.join(identity::BOUND), &error))
+}
+
+/// What a claim rests on.
+struct Claimed {
+    /// Whose the remote was.
+    found: Option<Owner>,
+    /// Whether `owner.json` said so itself, and not its copy.
+    is_whole: bool,
+    /// It was this instance's.
+    is_ours: bool,
+    /// No copy of this machine can have read the same.
+    is_sure: bool,
+    /// What this instance has promised.
+    promised: Option<Promised>,
+}
+
+/// Makes this instance the owner of what was found, which may be its own already, and leaves
 /// nothing of another one's in its way. `None` if somebody else has the remote then, or the session
 /// is over.
 fn take(
     shared: &Arc<Shared>,
     remote: &Arc<Remote>,
-    me: &str,
-    found: Option<Owner>,
-    is_ours: bool,
+    (me, run): (&str, &str),
+    claim: Claimed,
     asked: Option<&str>,
 ) -> Result<Option<Hold>, Failure> {
     let heartbeat = beat(shared);
-    if let Some(owner) = found.as_ref().filter(|_| is_ours) {
-        // A remote may show for a while what was there before.
-        shared.beats(owner.heartbeat);
-    }
+    let Claimed { found, is_whole, is_ours, is_sure, promised } = claim;
     let is_new = found.is_none() && is_empty(remote)?;
-    // The file may have vanished without anybody's doing: rclone removes what it could not write.
-    // Nobody else can have shipped since, who would have written the copy first.
-    let was_ours = found.is_none() && said_last(shared, remote, me)?;
-    let unsettled = match &found {
+    let is_taken = match &found {
         Some(owner) => owner.unsettled || !is_ours,
-        None => !is_new && !was_ours,
+        None => !is_new,
     };
+    let unsettled = is_taken || is_ours && lineage::has_lost(shared, promised.as_ref());
+    let (superseded, begun) = found.map_or((None, None), |owner| (owner.superseded, owner.aside));
     // Where that has begun, or is to begin.
-    let aside = match (found.and_then(|owner| owner.aside), asked) {
+    let aside = match (begun, asked) {
         (None, Some(request)) if wants_all_aside(request) => Some(begin(shared, request)?),
         (begun, _) => begun,
     };
+    let mut superseded = unsettled.then(|| superseded.unwrap_or_else(place));
 
     let since = Instant::now();
-    let hold = Hold::take(shared, remote, me, unsettled, aside.clone())?;
+    let says = Says { unsettled, superseded: superseded.clone(), aside: aside.clone() };
+    // What was promised holds while nobody else has written there.
+    let promised = promised.filter(|_| is_ours && !unsettled && aside.is_none());
+    let hold = Hold::take(shared, remote, (me, run), says, promised, is_whole)?;
     // Somebody else may have claimed it, too: the last one to write has it. And the one that had it
     // may be alive, and sees this with its next heartbeat.
-    if unsettled || was_ours {
+    if is_taken {
         shared.sleep(heartbeat + MARGIN);
-    } else if is_new {
+    } else if is_new || !is_sure {
         shared.sleep(NEW + 2 * since.elapsed());
     }
     if shared.is_over() {
         return Ok(None);
     }
-    if (unsettled || was_ours || is_new) && read(remote)?.is_none_or(|owner| owner.instance != me) {
-        return Ok(None);
+    if is_taken || is_new || !is_sure {
+        let (now, _) = read(shared, remote, me)?;
+        if !now.is_some_and(|owner| is_mine(shared, remote, me, &owner)) {
+            return Ok(None);
+        }
+    }
+    if superseded.is_none() && aside.is_none() && lineage::has_gone_back(shared, remote)? {
+        superseded = Some(place());
+        hold.say(Says { unsettled: true, superseded: superseded.clone(), aside: None })?;
     }
     if let Some(place) = &aside {
         let all = ["repository".to_string(), DIRECTORY.to_string()];
         set_aside(shared, remote, place, &all)?;
         set_restore_points_aside(remote, place)?;
-    } else if unsettled {
-        set_their_tail_aside(shared, remote)?;
+    } else if let Some(place) = &superseded {
+        lineage::separate(shared, remote, place)?;
     }
-    if unsettled || aside.is_some() {
-        hold.settle()?;
+    if superseded.is_some() || aside.is_some() {
+        hold.say(Says::default())?;
     }
     shared.verified();
     Ok(Some(hold))
 }
 
-/// Whether this instance was the last one that owned the remote, as the copy of the file says.
-fn said_last(shared: &Shared, remote: &Remote, me: &str) -> Result<bool, Failure> {
-    let text = remote.get(COPY).map_err(|it| failure("the remote cannot be read", &it))?;
-    let owner: Option<Owner> = text.and_then(|text| serde_json::from_slice(&text).ok());
-    let ours = owner.filter(|owner| {
-        let is_settled = !owner.unsettled && owner.aside.is_none();
-        owner.instance == me
-            && owner.system_identifier == shared.plan.system_id.to_string()
-            && is_settled
-    });
-    if let Some(owner) = &ours {
-        // What is read where the file is half written.
-        shared.beats(owner.heartbeat);
-    }
-    Ok(ours.is_some())
+/// Whether the remote names this instance, by a heartbeat that it gave.
+fn is_mine(shared: &Shared, remote: &Remote, me: &str, owner: &Owner) -> bool {
+    let promised = shared.promises.of(&remote.root, me);
+    owner.instance == me && promised.is_some_and(|it| it.has_given(owner.heartbeat))
 }
 
 /// How often is looked whether something is due: a sign of life, or what an operator asks for.
 const LOOK: Duration = Duration::from_secs(1);
-/// How much later than its heartbeat another instance may see that it has been replaced.
-const MARGIN: Duration = Duration::from_secs(3);
 /// How long somebody else who found nothing on the remote may take to claim it, beyond what a claim
 /// takes.
 const NEW: Duration = Duration::from_secs(1);
-/// The copy of the file, written once when the remote is claimed.
-const COPY: &str = "owner.json.copy";
+/// Heartbeats in which nothing has changed before the copy is written again. It must name one that
+/// its owner remembers.
+const COPIED: u32 = 8;
 
 /// What stands in the request for a takeover that keeps the remote's backups under another name.
 /// Once that has begun, a second line says which: whoever tries again goes on there.
@@ -248,7 +312,7 @@ fn begin(shared: &Shared, request: &str) -> Result<String, Failure> {
 
 /// A place on the remote that holds nothing yet.
 fn place() -> String {
-    format!("set-aside/{}", Utc::now().format("%Y%m%d-%H%M%S"))
+    format!("{}/{}", lineage::SUPERSEDED, Utc::now().format("%Y%m%d-%H%M%S"))
 }
 
 /// Moves the restore points, which name places in what is set aside.
@@ -282,26 +346,6 @@ fn set_aside(
     Ok(())
 }
 
-/// Keeps the other instance's tail of the timeline that is written here from being taken for ours:
-/// where the two went different ways, the same positions hold other bytes.
-fn set_their_tail_aside(shared: &Shared, remote: &Remote) -> Result<(), Failure> {
-    let mut patience = 100;
-    let timeline = loop {
-        if let Some(position) = shared.lock().position {
-            break position.timeline;
-        }
-        patience -= 1;
-        if patience == 0 || shared.is_over() {
-            return Err(Failure {
-                message: "the server has not told yet which timeline it writes".to_string(),
-                hint: "It is tried again.".to_string(),
-            });
-        }
-        shared.sleep(Duration::from_millis(100));
-    };
-    set_aside(shared, remote, &place(), &[format!("{DIRECTORY}/{timeline:08X}")])
-}
-
 /// A session's hold on the remote. Signs of life are given as long as this is there: also while the
 /// other's tail is moved, while the remote is listed, and while what the session has begun ends, all
 /// of which may take longer than a silent instance counts as alive.
@@ -312,36 +356,39 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Makes this instance the owner.
+    /// Makes this instance the owner. `file_is_whole` says whether `owner.json` itself was readable.
     fn take(
         shared: &Arc<Shared>,
         remote: &Arc<Remote>,
-        me: &str,
-        unsettled: bool,
-        aside: Option<String>,
+        (me, run): (&str, &str),
+        says: Says,
+        promised: Option<Promised>,
+        file_is_whole: bool,
     ) -> Result<Hold, Failure> {
-        let says = Says { unsettled, aside };
         let claim = Arc::new(Claim {
             shared: Arc::clone(shared),
             remote: Arc::clone(remote),
             me: me.to_string(),
+            run: run.to_string(),
+            promised,
             says: Mutex::new(says.clone()),
+            files: Mutex::new(Files { is_whole: file_is_whole, copied: None }),
             is_over: AtomicBool::new(false),
         });
-        claim.write_both(&says)?;
+        claim.write(&says)?;
         let living = Arc::clone(&claim);
         let thread = thread::spawn(move || living.live());
         Ok(Hold { claim, thread: Some(thread) })
     }
 
-    /// Says that the remote is as its owner wants it, if it is ours still.
-    fn settle(&self) -> Result<(), Failure> {
+    /// Says what is still to be done, if the remote is ours still.
+    fn say(&self, now: Says) -> Result<(), Failure> {
         let claim = &self.claim;
         let mut says = claim.says.lock().unwrap_or_else(PoisonError::into_inner);
         still_ours(&claim.shared, &claim.remote)?;
-        let settled = Says::default();
-        claim.write_both(&settled)?;
-        *says = settled;
+        claim.files.lock().unwrap_or_else(PoisonError::into_inner).copied = None;
+        claim.write(&now)?;
+        *says = now;
         Ok(())
     }
 }
@@ -363,7 +410,18 @@ impl Drop for Hold {
 #[derive(Debug, Clone, Default)]
 struct Says {
     unsettled: bool,
+    superseded: Option<String>,
     aside: Option<String>,
+}
+
+/// What is known of the two files.
+#[derive(Debug)]
+struct Files {
+    /// `owner.json` is not known to be cut off.
+    is_whole: bool,
+    /// What the copy says, and for how many heartbeats; none while it may be cut off, or is not to be
+    /// trusted.
+    copied: Option<(u32, Option<Position>, u32)>,
 }
 
 /// What gives the signs of life.
@@ -372,8 +430,13 @@ struct Claim {
     shared: Arc<Shared>,
     remote: Arc<Remote>,
     me: String,
+    /// This run of the machine.
+    run: String,
+    /// What the session before has promised, where that still holds.
+    promised: Option<Promised>,
     /// Locked while it is written, so that a sign of life never says again what is over.
     says: Mutex<Says>,
+    files: Mutex<Files>,
     is_over: AtomicBool,
 }
 
@@ -403,27 +466,27 @@ impl Claim {
     fn beat(&self) -> bool {
         let shared = &self.shared;
         let says = self.says.lock().unwrap_or_else(PoisonError::into_inner);
-        match read(&self.remote) {
-            Ok(Some(owner)) if owner.instance == self.me && !shared.has_beaten(owner.heartbeat) => {
-                eprintln!("owner: a twin of this instance, on \"{}\", ships here", owner.host);
-                // A snapshot of the whole machine has the same identity. One of the two has to be
-                // another, and is fenced then.
-                let _ = fs::remove_file(Path::new(&shared.plan.state).join(layout::INSTANCE));
-                false
-            }
-            Ok(Some(owner)) if owner.instance == self.me => {
-                let written = self.write(FILE, &says);
+        match read(shared, &self.remote, &self.me) {
+            Ok((Some(owner), is_whole)) if is_mine(shared, &self.remote, &self.me, &owner) => {
+                self.files.lock().unwrap_or_else(PoisonError::into_inner).is_whole = is_whole;
+                let written = self.write(&says);
                 if written.is_ok() {
                     shared.verified();
                 }
                 shared.report("owner", written.err());
                 true
             }
-            Ok(Some(owner)) => {
+            Ok((Some(owner), _)) if owner.instance == self.me => {
+                // The next session takes another name. The one whose heartbeats go on keeps the
+                // remote.
+                eprintln!("owner: a clone of this instance, on \"{}\", ships here", owner.host);
+                false
+            }
+            Ok((Some(owner), _)) => {
                 eprintln!("owner: \"{}\" has taken the remote", owner.host);
                 false
             }
-            Ok(None) => {
+            Ok((None, _)) => {
                 // Somebody has emptied the remote: find out what is left of it.
                 eprintln!("owner: \"{FILE}\" is gone from the remote");
                 false
@@ -435,16 +498,43 @@ impl Claim {
         }
     }
 
-    /// Writes the file and its copy.
-    fn write_both(&self, says: &Says) -> Result<(), Failure> {
-        self.write(COPY, says)?;
-        self.write(FILE, says)
+    /// Writes the file, and the copy where it says something else or is old. Each of them is written
+    /// only while the other one is whole.
+    fn write(&self, says: &Says) -> Result<(), Failure> {
+        let owner = self.next(says)?;
+        let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
+        let put = |name: &str| {
+            let put = self.remote.put(name, &text);
+            put.map_err(|it| failure("the remote cannot be written", &it))
+        };
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = (owner.timeline, owner.shipped, 0);
+        if files.copied.is_none() && files.is_whole {
+            put(COPY)?;
+            files.copied = Some(copy);
+        }
+        files.is_whole = false;
+        put(FILE)?;
+        files.is_whole = true;
+        files.copied = match files.copied.take() {
+            Some((timeline, shipped, age))
+                if (timeline, shipped) == (owner.timeline, owner.shipped) && age < COPIED =>
+            {
+                Some((timeline, shipped, age + 1))
+            }
+            _ => {
+                put(COPY)?;
+                Some(copy)
+            }
+        };
+        Ok(())
     }
 
-    fn write(&self, name: &str, says: &Says) -> Result<(), Failure> {
+    /// The next heartbeat, and what it says. It is promised when this returns.
+    fn next(&self, says: &Says) -> Result<Owner, Failure> {
         let shared = &self.shared;
         let now = Utc::now();
-        let (timeline, complete_until, shipped) = {
+        let (timeline, mut complete_until, mut shipped) = {
             let state = shared.lock();
             let timeline = state.position.map_or(0, |position| position.timeline);
             let is_complete =
@@ -455,21 +545,30 @@ impl Claim {
             let complete_until = reported.and(until).map(|until| until - COMMITTING);
             (timeline, complete_until, state.status.shipped)
         };
-        shared.beats(now);
-        let owner = Owner {
+        // Until this process knows what the remote holds, what the one before promised still holds.
+        if !shared.has_looked.load(Ordering::Relaxed)
+            && let Some(promised) = &self.promised
+        {
+            shipped = shipped.or(promised.shipped);
+            complete_until = complete_until.or(promised.complete_until);
+        }
+        let heartbeat =
+            Heartbeat { instance: &self.me, run: &self.run, at: now, shipped, complete_until };
+        shared.promises.give(&self.remote.root, &heartbeat).map_err(|error| {
+            cannot_write(&Path::new(&shared.plan.state).join(layout::PROMISES), &error)
+        })?;
+        Ok(Owner {
             system_identifier: shared.plan.system_id.to_string(),
             instance: self.me.clone(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             timeline,
             heartbeat: now,
             unsettled: says.unsettled,
+            superseded: says.superseded.clone(),
             aside: says.aside.clone(),
             complete_until,
             shipped,
-        };
-        let text = serde_json::to_vec_pretty(&owner).unwrap_or_default();
-        let put = self.remote.put(name, &text);
-        put.map_err(|it| failure("the remote cannot be written", &it))
+        })
     }
 }
 
@@ -494,8 +593,8 @@ pub(crate) fn is_asked(shared: &Shared) -> bool {
 /// Looks whether the remote is still ours, right before something is replaced there.
 pub(crate) fn still_ours(shared: &Shared, remote: &Remote) -> Result<(), Failure> {
     let me = instance(Path::new(&shared.plan.state))?;
-    match read(remote)? {
-        Some(owner) if owner.instance == me => {
+    match read(shared, remote, &me)?.0 {
+        Some(owner) if is_mine(shared, remote, &me, &owner) => {
             shared.verified();
             Ok(())
         }
@@ -529,21 +628,48 @@ fn is_empty(remote: &Remote) -> Result<bool, Failure> {
     remote.is_empty().map_err(|it| failure("the remote cannot be listed", &it))
 }
 
-/// Who the remote says that it belongs to.
+/// Who the remote says that it belongs to, and whether `owner.json` says so itself.
 ///
-/// An instance that is killed while it writes leaves half a file on a remote that shows files
-/// while they are written; the copy then says whose it was.
-fn read(remote: &Remote) -> Result<Option<Owner>, Failure> {
-    let get = |name: &str| remote.get(name).map_err(|it| failure("the remote cannot be read", &it));
-    let Some(text) = get(FILE)? else { return Ok(None) };
-    if let Ok(owner) = serde_json::from_slice(&text) {
-        return Ok(Some(owner));
+/// An instance that is killed while it writes leaves half a file on a remote that shows files while
+/// they are written; the copy then says whose it was. Where neither can be read, it is that of the
+/// instance that has promised to it: nobody else could have claimed it without a whole copy.
+fn read(shared: &Shared, remote: &Remote, me: &str) -> Result<(Option<Owner>, bool), Failure> {
+    let get = |name: &str| remote.get(name);
+    match Found::read(get).map_err(|it| failure("the remote cannot be read", &it))? {
+        Found::File(owner) => Ok((Some(owner), true)),
+        Found::Copy(owner) => Ok((Some(owner), false)),
+        Found::Nobody => Ok((None, true)),
+        Found::Unreadable(fault) => {
+            let last = |it: Promised| it.heartbeats.last().copied();
+            match shared.promises.of(&remote.root, me).and_then(last) {
+                Some(heartbeat) => Ok((Some(unreadable(shared, me, heartbeat)), false)),
+                None => Err(Failure {
+                    message: format!("\"{FILE}\" on the remote cannot be read: {fault}"),
+                    hint: format!(
+                        "If no other server ships there, delete \"{0}/{FILE}\" and \"{0}/{COPY}\".",
+                        remote.root
+                    ),
+                }),
+            }
+        }
     }
-    let copy = get(COPY)?.unwrap_or_default();
-    serde_json::from_slice(&copy).map(Some).map_err(|error| Failure {
-        message: format!("\"{FILE}\" on the remote cannot be read: {error}"),
-        hint: format!("If no other server ships there, delete \"{}/{FILE}\".", remote.root),
-    })
+}
+
+/// What stands for files of this instance that cannot be read. Whether a takeover was settled is
+/// not known.
+fn unreadable(shared: &Shared, me: &str, heartbeat: DateTime<Utc>) -> Owner {
+    Owner {
+        system_identifier: shared.plan.system_id.to_string(),
+        instance: me.to_string(),
+        host: String::new(),
+        timeline: 0,
+        heartbeat,
+        unsettled: true,
+        superseded: None,
+        aside: None,
+        complete_until: None,
+        shipped: None,
+    }
 }
 
 fn fence(shared: &Shared, why: Failure) {
@@ -569,6 +695,36 @@ fn other_instance(owner: &Owner) -> Failure {
         hint: "If that one is gone for good, run \"nrt-backup takeover\" here; otherwise set \
                nrt_backup.name to another name."
             .to_string(),
+    }
+}
+
+fn clone(owner: &Owner, heartbeat: Duration) -> Failure {
+    Failure {
+        message: format!(
+            "the remote was last written, on host \"{}\", by a clone of this server or before this \
+             one was put back to an earlier state: nothing is shipped from here",
+            owner.host
+        ),
+        hint: format!(
+            "If nothing is written there for {} s, this server goes on by itself, and moves what \
+             is not its own to \"{}\". If both live on, set nrt_backup.name to another name here.",
+            (heartbeat * MISSED).as_secs(),
+            lineage::SUPERSEDED
+        ),
+    }
+}
+
+fn later_timeline(owner: &Owner) -> Failure {
+    Failure {
+        message: format!(
+            "another instance of this cluster, on host \"{}\", has gone on to timeline {} and ships \
+             to this remote: nothing is shipped from here",
+            owner.host, owner.timeline
+        ),
+        hint:
+            "If this server is to go on in its place, run \"nrt-backup takeover\" here: what the \
+               other one has committed is given up then. Otherwise make this one its standby."
+                .to_string(),
     }
 }
 

@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
+use nrt_process::identity::random;
 use nrt_process::{allowed_for_rclone, capture, tether};
 use serde_json::{Value, json};
 use ureq::unversioned::resolver::DefaultResolver;
@@ -301,13 +302,6 @@ fn listen(stderr: impl Read, printed: &Mutex<String>) {
     }
 }
 
-/// A name or password that nobody can guess: 32 hexadecimal digits.
-pub(crate) fn random() -> io::Result<String> {
-    let mut bytes = [0_u8; 16];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
 }
@@ -405,12 +399,5 @@ mod tests {
         let printed = "x\n2026/11/22 NOTICE: Serving remote control on http://127.0.0.1:34197/\n";
         assert_eq!(served_at(printed).as_deref(), Some("127.0.0.1:34197"));
         assert_eq!(served_at("Serving remote control on http://127"), None);
-    }
-
-    #[test]
-    fn passwords_differ() {
-        let (one, other) = (random().expect("random"), random().expect("random"));
-        assert_eq!(one.len(), 32);
-        assert_ne!(one, other);
     }
 }

@@ -18,12 +18,11 @@ use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Catalog;
 use nrt_core::restore::plan;
 
+use super::promises::Promises;
+
 /// Positions that are remembered with their time. One a second, for an hour; of more, every
 /// other one is forgotten.
 const HEARD: usize = 4096;
-
-/// Signs of life that are remembered: one that seemed to fail may have arrived.
-const BEATS: usize = 16;
 
 /// What the threads share.
 #[derive(Debug)]
@@ -36,8 +35,10 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// When the remote was last seen to be ours, by the clock that goes on while a machine sleeps.
     verified: Mutex<SystemTime>,
-    /// The signs of life that this session has given, the last ones.
-    beats: Mutex<VecDeque<DateTime<Utc>>>,
+    /// What was promised to remotes.
+    pub(crate) promises: Promises,
+    /// This process knows what the remote holds.
+    pub(crate) has_looked: AtomicBool,
     /// The process is about to end.
     pub(crate) stop: AtomicBool,
     /// The session with the remote is over: another owner, a dead rclone, or `stop`.
@@ -454,12 +455,13 @@ impl Shared {
     /// Nothing is known yet.
     pub(crate) fn new(plan: Plan, repository: PathBuf) -> Shared {
         Shared {
+            promises: Promises::read(Path::new(&plan.state)),
+            has_looked: AtomicBool::new(false),
             plan,
             repository,
             state: Mutex::default(),
             changed: Condvar::new(),
             verified: Mutex::new(SystemTime::UNIX_EPOCH),
-            beats: Mutex::default(),
             stop: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
@@ -491,20 +493,6 @@ impl Shared {
         let verified = *self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         // A clock that was put back tells nothing.
         verified.elapsed().is_ok_and(|age| age < time)
-    }
-
-    /// Remembers a sign of life that is about to be given.
-    pub(crate) fn beats(&self, at: DateTime<Utc>) {
-        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
-        if beats.len() == BEATS {
-            beats.pop_front();
-        }
-        beats.push_back(at);
-    }
-
-    /// Whether a sign of life was given by this session.
-    pub(crate) fn has_beaten(&self, at: DateTime<Utc>) -> bool {
-        self.beats.lock().unwrap_or_else(PoisonError::into_inner).contains(&at)
     }
 
     /// Takes in a report of the worker. One that says what is known wakes nobody.

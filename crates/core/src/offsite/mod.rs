@@ -7,6 +7,7 @@
 
 pub mod bandwidth;
 pub mod expiry;
+pub mod lineage;
 pub mod owner;
 pub mod supervisor;
 pub mod tail;

@@ -1,0 +1,164 @@
+//! Copies of a server know that they are copies: nothing of the original's state is used, and
+//! nothing goes into its repository or over its remote.
+
+mod offsite;
+mod protected;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nrt_tests::{Cluster, Kind, Remote, Restore, Shutdown};
+use offsite::{
+    AGAIN, NAME, abandoned_backup, allow_faults, copied, owner_of, place_for_copies,
+    restored_by_pgbackrest, shipped_within, shipping, told, wait_for_offsite, wait_for_shipped,
+    words,
+};
+use protected::{SOON, archive_segment, quiet, wait_for_backups, wait_for_health};
+
+/// The name of a cluster's instance.
+fn instance(cluster: &Cluster) -> String {
+    let text = fs::read(cluster.state_directory().join("instance.json")).expect("it is named");
+    let value: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    value["id"].as_str().expect("a name").to_string()
+}
+
+/// Whether a repository's archive has a file, at any place.
+fn archived(cluster: &Cluster, name: &str) -> bool {
+    fn is_below(directory: &Path, name: &str) -> bool {
+        fs::read_dir(directory).into_iter().flatten().flatten().any(|entry| {
+            entry.file_name().to_string_lossy().starts_with(name)
+                || entry.path().is_dir() && is_below(&entry.path(), name)
+        })
+    }
+    is_below(&cluster.repository().join("archive"), name)
+}
+
+#[test]
+fn a_promoted_standby_and_a_rewound_primary_use_nothing_of_each_other() {
+    let remote = Remote::new("copies", Kind::Local);
+    let primary = quiet(Cluster::new("primary")).setting("wal_log_hints", "on");
+    let primary = shipping(primary.setting("wal_keep_size", "256MB"), &remote);
+    primary.sql("create table t as select 1 as i");
+    wait_for_shipped(&primary);
+    let first = instance(&primary);
+
+    let standby = quiet(Cluster::standby_of(&primary, "standby"));
+    let bound = standby.state_directory().join("pgsql_tmp_instance.json");
+    assert!(!bound.exists(), "pg_basebackup copies it");
+    assert_eq!(instance(&standby), first);
+    allow_faults(&standby);
+    let standby = remote.configure(standby.setting("wal_log_hints", "on")).started();
+    standby.wait_for("select count(*) from t", "1", SOON);
+    primary.sql("insert into t values (2)");
+    standby.wait_for("select count(*) from t", "2", SOON);
+    assert_eq!(standby.value("select pg_promote()"), "t");
+
+    // Its own repository, and none of the primary's jobs.
+    wait_for_backups(&standby, 1);
+    let second = instance(&standby);
+    assert_ne!(second, first);
+    assert_eq!(standby.value("select min(job) || ' ' || count(*) from nrt.backup_history"), "1 1");
+    archive_segment(&standby);
+    assert!(archived(&standby, "00000002.history"));
+    assert!(!archived(&primary, "00000002.history"), "it is in the primary's repository");
+    assert!(!archived(&primary, "00000002"), "its WAL is in the primary's repository");
+    // The primary lives, and keeps the remote.
+    let told = wait_for_health(&standby, "remote", "critical");
+    assert!(told.contains("another instance"), "{told}");
+    primary.sql("insert into t values (3)");
+    wait_for_shipped(&primary);
+    assert_eq!(owner_of(&remote).instance, first);
+
+    primary.stop(Shutdown::Fast);
+    standby.sql("insert into t values (4)");
+    let rewound = standby
+        .client("pg_rewind")
+        .arg(format!("--target-pgdata={}", primary.data().display()))
+        .arg("--source-server=dbname=postgres")
+        .output()
+        .expect("it is installed");
+    assert!(rewound.status.success(), "{}", words(&rewound));
+    assert_eq!(instance(&primary), second, "pg_rewind brings the other one's");
+    assert!(!primary.state_directory().join("pgsql_tmp_instance.json").exists());
+    standby.stop(Shutdown::Fast);
+    // As it is, without a standby's signal: only its state is looked at.
+    primary.start();
+    wait_for_backups(&primary, 1);
+    let third = instance(&primary);
+    assert!(third != first && third != second);
+}
+
+#[test]
+fn an_abandoned_life_is_kept_apart_from_the_one_that_was_put_back() {
+    let remote = Remote::new("rollback", Kind::Local);
+    let cluster = shipping(Cluster::new("put-back"), &remote);
+    cluster.sql("create table t as select 0 as i");
+    archive_segment(&cluster);
+    wait_for_shipped(&cluster);
+    let first = instance(&cluster);
+
+    // A snapshot of both disks.
+    cluster.stop(Shutdown::Fast);
+    let (_directory, place) = place_for_copies();
+    let copy = |from: &Path, to: &Path| {
+        let mut command = cluster.installation().command("cp");
+        let output = command.args(["-a", "--reflink=auto"]).arg(from).arg(to).output();
+        assert!(output.expect("it is installed").status.success());
+    };
+    copy(&cluster.data(), &place.join("data"));
+    copy(&cluster.repository(), &place.join("repository"));
+
+    // Life goes on: segments, a backup, and a tail.
+    cluster.start();
+    cluster.sql("insert into t select -1 from generate_series(1, 1000)");
+    archive_segment(&cluster);
+    cluster.sql("select nrt_backup_now('full')");
+    cluster.sql("insert into t select -2 from generate_series(1, 1000)");
+    archive_segment(&cluster);
+    cluster.sql("insert into t values (-3)");
+    wait_for_shipped(&cluster);
+    wait_for_offsite(&cluster, 2);
+
+    // Both are put back, and another life begins.
+    cluster.stop(Shutdown::Fast);
+    for (from, to) in [("data", cluster.data()), ("repository", cluster.repository())] {
+        fs::remove_dir_all(&to).expect("it is ours");
+        copy(&place.join(from), &to);
+    }
+    cluster.start();
+    for number in 1..=5 {
+        cluster.sql(&format!("insert into t select {number} from generate_series(1, 1000)"));
+        archive_segment(&cluster);
+    }
+    let message = wait_for_health(&cluster, "remote", "critical");
+    assert!(message.contains("another instance") || message.contains("put back"), "{message}");
+    // The life before is silent: it takes a minute to be sure.
+    let shipped = shipped_within(&cluster, AGAIN + Duration::from_secs(60));
+    eprintln!("the new life was off-site after {shipped:?}");
+    assert_ne!(instance(&cluster), first);
+    cluster.sql("insert into t values (6)");
+    wait_for_shipped(&cluster);
+    wait_for_health(&cluster, "mirror", "ok");
+    assert_eq!(told(&cluster).backups.len(), 1, "the abandoned backup is not listed");
+    let superseded = remote.list(NAME);
+    assert!(superseded.iter().any(|it| it.starts_with("superseded/")), "{superseded:?}");
+
+    // What is there brings back the new life, and nothing of the other one.
+    let (_copies, copy) = copied(&remote);
+    let restored = Restore::new("new-life", &copy).run();
+    let counted = "select string_agg(i || ':' || n, ' ' order by i)
+                   from (select i, count(*) as n from t group by i) c";
+    assert_eq!(restored.value(counted), "0:1 1:1000 2:1000 3:1000 4:1000 5:1000 6:1");
+    drop(restored);
+    // The other one's backup is whole where it was moved to.
+    let place = fs::read_dir(copy.join("superseded")).expect("it is there");
+    let place = place.flatten().next().expect("one").path();
+    let label = abandoned_backup(&place);
+    let restored = restored_by_pgbackrest(
+        "abandoned",
+        &place.join("repository"),
+        &[&format!("--set={label}"), "--type=immediate", "--target-action=promote"],
+    );
+    restored.wait_for("select count(*) filter (where i = -1) from t", "1000", SOON);
+}
