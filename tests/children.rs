@@ -419,6 +419,9 @@ fn nothing_of_the_server_leaks_into_a_child() {
     let worker = worker(&cluster);
     assert!(tells(&all_of("environ", cluster.postmaster())), "nothing leaks that could be stopped");
 
+    // As a service manager protects the postmaster.
+    let score = |pid: i32| format!("/proc/{pid}/oom_score_adj");
+    let is_protected = fs::write(score(worker), "-500").is_ok();
     cluster.value("select nrt_backup_start('full')");
     let backup = Backup::frozen(&cluster);
     // Streams and anonymous files of the server, of which a child has none but its report.
@@ -436,6 +439,8 @@ fn nothing_of_the_server_leaks_into_a_child() {
     let all: u64 = !(bit(Signal::KILL) | bit(Signal::STOP));
     for pid in [backup.leash, backup.main].into_iter().chain(backup.locals.iter().copied()) {
         let command = Process::read(pid).expect("it is frozen").command;
+        let score = fs::read_to_string(score(pid)).expect("it is frozen");
+        assert!(!is_protected || score.trim() == "0", "{command}: {score}");
         let environment = all_of("environ", pid);
         assert!(!tells(&environment) && !tells(command.as_bytes()), "{command}");
         let environment = String::from_utf8_lossy(&environment);

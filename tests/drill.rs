@@ -242,6 +242,42 @@ fn without_a_remote_the_repository_is_tried_and_the_query_has_the_last_word() {
 }
 
 #[test]
+fn a_drill_runs_nothing_that_the_restored_configuration_or_catalogs_name() {
+    let cluster = local(Cluster::new("drill_disarmed"));
+    let trace = cluster.directory().join("trace");
+    cluster.sql("alter system set session_preload_libraries = 'auto_explain'");
+    cluster.sql("alter database postgres set work_mem = '5MB'");
+    cluster.sql("alter role all set session_preload_libraries = 'auto_explain'");
+    cluster.sql("alter role postgres set session_preload_libraries = 'auto_explain'");
+    // pg_amcheck makes an extension.
+    cluster.sql(&format!(
+        "create function trap() returns event_trigger language plpgsql as
+             $$ begin copy (select 1) to program 'touch {}'; end $$;
+         create event trigger trap on ddl_command_start execute function trap();
+         alter event trigger trap enable always",
+        trace.display()
+    ));
+    cluster.set(
+        "nrt_backup.drill_query",
+        "select format('%s/%s/%s/%s', current_setting('session_preload_libraries'), \
+            current_setting('local_preload_libraries'), current_setting('jit'), \
+            (select count(*) from pg_db_role_setting))",
+    );
+    cluster.reload();
+    cluster.value("select nrt_backup_now('full')");
+    archive_segment(&cluster);
+    drill_now(&cluster).expect("it succeeds");
+    assert_eq!(newest(&cluster, "query_result"), "//off/0");
+    assert!(!trace.exists());
+    // The original keeps all of it.
+    assert_eq!(cluster.value("select count(*) from pg_db_role_setting"), "3");
+    assert_eq!(
+        cluster.value("select evtenabled from pg_event_trigger where evtname = 'trap'"),
+        "A"
+    );
+}
+
+#[test]
 fn a_drill_for_which_there_is_no_room_is_not_begun() {
     if !is_root() {
         return;

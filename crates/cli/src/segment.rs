@@ -7,6 +7,8 @@ use std::path::Path;
 use nrt_core::pgbackrest::archive::StoredName;
 use sha1::{Digest, Sha1};
 
+/// The largest segment that PostgreSQL can have. Nothing is unpacked any further.
+const LARGEST: u64 = 1 << 30;
 /// With this begins what pgBackRest has encrypted.
 const ENCRYPTED: &[u8] = b"Salted__";
 
@@ -35,8 +37,8 @@ pub(crate) fn prove(file: &Path, name: &str) -> Proof {
         return Proof::Unknown;
     }
     let mut hasher = Sha1::new();
-    let read =
-        unpacked(name, BufReader::new(file)).and_then(|mut it| io::copy(&mut it, &mut hasher));
+    let read = unpacked(name, BufReader::new(file))
+        .and_then(|it| io::copy(&mut it.take(LARGEST + 1), &mut hasher));
     if read.is_ok() && written(hasher) == hash { Proof::Whole } else { Proof::Broken }
 }
 
@@ -55,10 +57,10 @@ pub(crate) fn hash_in(path: &str) -> Option<&str> {
     path.rsplit('/').next().and_then(StoredName::parse).map(|it| it.hash)
 }
 
-/// Unpacks what pgBackRest has packed, as the name's end says.
+/// Unpacks what was packed, as the name's end says: `size` bytes, or one more where it is longer.
 pub(crate) fn unpack(path: &str, packed: &[u8], size: u64) -> io::Result<Vec<u8>> {
     let limit = size + 1;
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    let mut bytes = Vec::with_capacity(usize::try_from(size.min(LARGEST)).unwrap_or_default());
     unpacked(path, packed)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -12,7 +12,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{FdFlags, fcntl_setfd, read, write};
 use rustix::process::{
     Pid, Resource, Signal, getpid, getppid, getrlimit, set_parent_process_death_signal, setsid,
 };
@@ -28,7 +29,8 @@ const LAST_DESCRIPTOR: u64 = 65_536;
 /// whole process group of a backend. It gets SIGTERM when the thread that started it ends, and
 /// does not start at all when that happened already. It inherits no descriptor beyond the
 /// standard three, no ignored signal and no blocked one: PostgreSQL 15 holds relation files open
-/// for writing without close-on-exec, and ignores signals that exec passes on.
+/// for writing without close-on-exec, and ignores signals that exec passes on. It does not inherit
+/// the protection from the kernel's out-of-memory killer that a postmaster often has.
 ///
 /// Do not combine with [`CommandExt::process_group`]: the leader of a group cannot have a
 /// session of its own.
@@ -49,6 +51,7 @@ fn prepare(command: &mut Command, when_parent_ends: Signal, own_session: bool) {
     let last_descriptor = RawFd::try_from(limit).unwrap_or(RawFd::MAX);
     let hook = move || {
         end_with_parent(parent, when_parent_ends)?;
+        give_up_protection();
         reset_signals(last_signal)?;
         if !close_range_on_exec() {
             close_each_on_exec(last_descriptor);
@@ -71,6 +74,21 @@ fn end_with_parent(parent: Pid, signal: Signal) -> io::Result<()> {
         unsafe { libc::_exit(1) };
     }
     Ok(())
+}
+
+/// Raises a negative `oom_score_adj` to 0: a service manager protects the postmaster with -900 or
+/// -1000, and a child that took all memory would then be the last process to be killed.
+///
+/// A positive one stays: the caller has made itself the first to go. An error is none of a child's
+/// concern: where `/proc` is missing there is nothing to raise.
+fn give_up_protection() {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let Ok(file) = open(c"/proc/self/oom_score_adj", flags, Mode::empty()) else { return };
+    let mut first = [0_u8; 1];
+    if read(&file, &mut first).is_ok_and(|count| count == 1) && first == *b"-" {
+        // The kernel takes the number wherever the file is written.
+        let _ = write(&file, b"0");
+    }
 }
 
 /// Gives every signal its default action and blocks none.
@@ -124,8 +142,6 @@ fn close_each_on_exec(last: RawFd) {
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsRawFd, OwnedFd};
-
-    use rustix::fs::{Mode, OFlags, open};
 
     use super::*;
 
@@ -222,6 +238,35 @@ mod tests {
         for signal in ignored {
             // SAFETY: restores what was there before.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+
+    #[test]
+    fn no_protection_from_the_out_of_memory_killer_is_inherited() {
+        // The hooks run in the order in which they were added.
+        let score = |adjusted: &'static [u8], prepare: fn(&mut Command)| {
+            let mut command = Command::new("cat");
+            command.arg("/proc/self/oom_score_adj");
+            let hook = move || {
+                let file = open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty())?;
+                write(&file, adjusted)?;
+                Ok(())
+            };
+            // SAFETY: the hook only makes system calls.
+            unsafe { command.pre_exec(hook) };
+            prepare(&mut command);
+            let output = command.output().ok()?;
+            Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
+        };
+        let some = |text: &str| Some(text.to_string());
+        for prepare in [seal, tether] {
+            assert_eq!(score(b"700", prepare), some("700"), "who wants to go first does");
+        }
+        // Only root may lower it.
+        if score(b"-500", |_| {}) == some("-500") {
+            for prepare in [seal, tether] {
+                assert_eq!(score(b"-500", prepare), some("0"));
+            }
         }
     }
 

@@ -240,6 +240,8 @@ fn prepare(asked: &Asked, directory: &Path) -> Answer {
         original: None,
         rates: data.as_deref().and_then(rates),
         is_quiet: true,
+        ignore_space: false,
+        only_configuration: None,
     };
     let plan = restore::prepare(&request)?;
     let mut text = plan.text(zone());

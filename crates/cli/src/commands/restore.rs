@@ -12,11 +12,15 @@ use super::source::{From, To, rates, words};
 use super::zone::zone;
 use crate::restore::{self, Existing, Report, Request, Start, Work};
 
+/// The exit code where recovery ended before the end of its plan.
+const SHORT: u8 = 3;
+
 /// Restores a cluster to a point in time, from a remote or from a repository on this machine.
 ///
 /// Shows the plan, fetches what it needs, restores, recovers, and starts the server. What cannot be
 /// reached is refused before anything is touched. Interrupted, the same command goes on where it
-/// was.
+/// was. Exit code: 0 if the cluster is restored as planned, 1 if not, 3 if recovery ended before the
+/// end of the plan: the server is not started then.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The data directory to restore into.
@@ -69,6 +73,10 @@ pub(crate) struct Arguments {
     /// nrt_backup.repository says in its configuration.
     #[arg(long, value_name = "DIRECTORY")]
     local_repository: Option<PathBuf>,
+    /// Do not ask the disks whether they have room: a file system that compresses takes more than
+    /// it says.
+    #[arg(long)]
+    ignore_space: bool,
     /// For programs: print what came of it as JSON, and no progress.
     #[arg(long)]
     json: bool,
@@ -94,7 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                 );
             }
             eprintln!("nrt-backup: {}", words(&refusal));
-            ExitCode::FAILURE
+            if refusal.is_short { ExitCode::from(SHORT) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -153,6 +161,8 @@ fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
         original: None,
         rates: rates(&arguments.data),
         is_quiet: arguments.json,
+        ignore_space: arguments.ignore_space,
+        only_configuration: None,
     };
     let shown = std::cell::Cell::new(false);
     let outcome = restore::run(&request, &mut |plan| {

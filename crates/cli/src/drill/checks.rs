@@ -4,7 +4,6 @@ use std::path::Path;
 
 use nrt_core::inventory::Failure;
 use nrt_core::restore::drill::Order;
-use nrt_core::restore::plan::Plan;
 use nrt_core::words::{beginning, last_words};
 use nrt_process::identity::random;
 
@@ -14,6 +13,22 @@ use crate::restore::{Private, Programs};
 const DAMAGED: i32 = 2;
 /// How much of what it says about it is repeated, in bytes.
 const SHOWN: usize = 500;
+
+/// Takes from the restored catalogs what would run code of its own as soon as somebody connects:
+/// libraries that a role or a database loads, and event triggers.
+///
+/// Functions that the data itself calls, of an operator class or a view, stay. Whoever can write to
+/// the place that drills restore from can therefore run code as the server's user; only encryption
+/// keeps them from that.
+pub(super) fn disarm(server: &Private, order: &Order) -> Result<(), Failure> {
+    let ask = |database: &str, query: &str| server.ask(&order.superuser, database, query);
+    ask("template1", "DELETE FROM pg_catalog.pg_db_role_setting")?;
+    let databases = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn";
+    for database in ask("template1", databases)?.lines() {
+        ask(database, "UPDATE pg_catalog.pg_event_trigger SET evtenabled = 'D'")?;
+    }
+    Ok(())
+}
 
 /// Has every relation checked. The number of them, or `None` where amcheck is not installed.
 pub(super) fn amcheck(
@@ -31,7 +46,7 @@ pub(super) fn amcheck(
     }
     let jobs = order.processes.to_string();
     let words = ["--all", "--install-missing", "--progress", "--jobs", &jobs];
-    let said = server.run("pg_amcheck", &order.superuser, "template1", &words)?;
+    let said = server.run_as_superuser("pg_amcheck", &order.superuser, "template1", &words)?;
     match said.exit {
         Some(0) => Ok(relations(&said.stderr)),
         Some(DAMAGED) => Err(Failure {
@@ -54,7 +69,7 @@ pub(super) fn amcheck(
 pub(super) fn query(server: &Private, order: &Order, query: &str) -> Result<String, Failure> {
     let reader = reader(server, order)?;
     let words = ["-XAtq", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-c", query];
-    let said = server.run("psql", &reader, &order.database, &words)?;
+    let said = server.run("psql", &reader, &order.database, &words, "")?;
     if said.exit != Some(0) {
         return Err(Failure {
             message: format!("nrt_backup.drill_query failed: {}", last_words(&said.stderr)),
@@ -110,20 +125,6 @@ fn relations(progress: &str) -> Option<u64> {
 
 fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
-}
-
-/// Bytes of WAL that are there twice: fetched ahead of replay, and replayed.
-const TWICE: u64 = 256 << 20;
-/// Segments that PostgreSQL makes beside those that it replays: the last one's copy, and those of
-/// the timeline that it goes on with.
-const FURTHER: u64 = 5;
-
-/// Bytes that a drill needs on its disk.
-pub(super) fn needed(plan: &Plan) -> u64 {
-    let wal = plan.wal_bytes.saturating_add(plan.wal_bytes.min(TWICE));
-    let wal = wal.saturating_add(plan.segment_size.saturating_mul(FURTHER));
-    let fetched = plan.fetch_bytes.unwrap_or(0);
-    fetched.saturating_add(plan.restore_bytes.unwrap_or(0)).saturating_add(wal)
 }
 
 /// Refuses a disk without room for what is needed, or of which less than a tenth would stay free.

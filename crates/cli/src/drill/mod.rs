@@ -45,8 +45,14 @@ const LONGEST_FOR_SOCKET: usize = 107 - "/nrt-123456/.s.PGSQL.5432".len();
 /// An empty configuration, within the scratch place.
 const CONFIGURATION: &str = "postgresql.conf";
 
-/// What a server of a drill is told, whatever ALTER SYSTEM has left in its data directory.
-const SETTINGS: [(&str, &str); 9] = [
+/// What a server of a drill is told. Nothing of the restored configuration counts: it was on the
+/// remote, and whoever can write there could have this machine load a library.
+const SETTINGS: [(&str, &str); 14] = [
+    ("session_preload_libraries", ""),
+    ("local_preload_libraries", ""),
+    ("dynamic_library_path", "$libdir"),
+    ("jit", "off"),
+    ("row_security", "on"),
     // No background worker of any extension: jobs must not run twice, nor subscriptions. Recovery
     // takes fewer of them than the original had only where nobody can connect meanwhile.
     ("hot_standby", "off"),
@@ -71,10 +77,29 @@ fn settings(order: &Order, scratch: &Path) -> Vec<(&'static str, String)> {
     settings.extend([
         ("config_file", path(CONFIGURATION)),
         ("data_directory", path(DATA)),
-        // What is in the cluster may need them.
+        // What is in the cluster may need them. They are the original's, not the remote's.
         ("shared_preload_libraries", order.libraries.clone()),
     ]);
+    if knows_event_triggers(order) {
+        settings.push(("event_triggers", "off".to_string()));
+    }
     settings
+}
+
+/// Whether this PostgreSQL has the setting `event_triggers`, and event triggers of logins.
+fn knows_event_triggers(order: &Order) -> bool {
+    let version = fs::read_to_string(Path::new(&order.data_directory).join("PG_VERSION"));
+    version.is_ok_and(|text| text.trim().parse::<u32>().is_ok_and(|major| major >= 17))
+}
+
+/// What a superuser's connection to a server of a drill has, whatever the role or the database is
+/// set to.
+fn client_options(order: &Order) -> String {
+    let mut options = "-c session_preload_libraries= -c local_preload_libraries=".to_string();
+    if knows_event_triggers(order) {
+        options += " -c event_triggers=off";
+    }
+    options
 }
 
 /// What is known so far, for whoever has to tell it.
@@ -170,7 +195,7 @@ fn drill(order: &Order, known: &Mutex<Known>) -> Result<(), Failure> {
     // So that everything that is started lives there, and can be found.
     std::env::set_current_dir(&path).map_err(unusable)?;
     fs::write(path.join(CONFIGURATION), "").map_err(unusable)?;
-    let disk = scratch::disk(&path).map_err(unusable)?;
+    let disk = restore::disk(&path).map_err(unusable)?;
     if path.as_os_str().len() <= LONGEST_FOR_SOCKET {
         // Sockets go with the rest.
         let _ = tempfile::env::override_temp_dir(&path);
@@ -182,7 +207,7 @@ fn drill(order: &Order, known: &Mutex<Known>) -> Result<(), Failure> {
             it.outcome.source.clone_from(&plan.source);
             it.outcome.expected = plan.estimate.map(|it| it.as_secs_f64());
         });
-        checks::room(&path, disk, checks::needed(plan)).map_err(Refusal::from)
+        checks::room(&path, disk, restore::needed(plan)).map_err(Refusal::from)
     })?;
     note(known, |it| {
         it.outcome.recovered.clone_from(&report.recovered);
@@ -225,6 +250,9 @@ fn request(order: &Order, scratch: &Path) -> Result<Request, Failure> {
         original: Some(PathBuf::from(&order.data_directory)),
         rates: journal::rates(&journal::read(&text)),
         is_quiet: true,
+        // A tenth of the disk has to stay free: that is asked for above.
+        ignore_space: true,
+        only_configuration: Some(scratch.join(CONFIGURATION)),
     })
 }
 
@@ -256,6 +284,8 @@ fn check(
     let (data, work) = (scratch.join(DATA), Work::at(scratch));
     let mut server = Private::start(&programs, &data, &[], &work, &settings)?;
     server.wait()?;
+    server.options = client_options(order);
+    checks::disarm(&server, order)?;
     let checked = checks::amcheck(&server, &programs, order)?;
     note(known, |it| it.outcome.checked_relations = checked);
     if let Some(query) = &order.query {

@@ -1,6 +1,6 @@
 //! The place in which a drill restores: nobody else's, and gone when the drill is.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -187,12 +187,6 @@ fn socket_directory(data: &Path) -> Option<PathBuf> {
 
 fn real(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
-}
-
-/// Bytes of the disk below a directory, and those that are free on it.
-pub(super) fn disk(path: &Path) -> io::Result<(u64, u64)> {
-    let found = rustix::fs::fstatvfs(File::open(path)?)?;
-    Ok((found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::Utc;
 use nrt_core::pgbackrest::exit;
@@ -26,6 +26,8 @@ use super::source::Source;
 use super::waldump::Dump;
 use crate::segment::{hash_of, unpack};
 
+/// What a backup may have more than twice what was listed of it.
+const SPARE: u64 = 64 << 20;
 /// Databases that every restore has.
 const BUILT_IN: [&str; 3] = ["postgres", "template0", "template1"];
 
@@ -102,11 +104,21 @@ impl Run<'_> {
         for label in &planned.plan.chain {
             let path = format!("backup/{}/{label}", planned.source.stanza);
             let here = self.work.repository().join(&path);
-            let never = AtomicBool::new(false);
+            let stored = planned.catalog.stored.get(label).copied().unwrap_or(0);
+            // A remote that sends more than it has listed fills no disk.
+            let most = stored.saturating_mul(2).saturating_add(SPARE);
+            let is_too_much = AtomicBool::new(false);
             let from = format!("repository/{path}");
-            let fetched = remote.fetch_directory(&from, &here, &[], &never, &mut |n| {
+            let fetched = remote.fetch_directory(&from, &here, &[], &is_too_much, &mut |n| {
                 progress.at(done + n);
+                is_too_much.store(n > most, Ordering::Relaxed);
             });
+            if is_too_much.load(Ordering::Relaxed) {
+                return Err(Refusal::new(
+                    format!("backup {label} is larger than the {stored} bytes that were listed"),
+                    "See what else writes to the remote.",
+                ));
+            }
             fetched.map_err(|it| {
                 let failure =
                     crate::ship::failure(&format!("backup {label} cannot be fetched"), &it);
@@ -115,7 +127,7 @@ impl Run<'_> {
                     format!("{} The same command goes on where it was.", failure.hint),
                 )
             })?;
-            done += planned.catalog.stored.get(label).copied().unwrap_or(0);
+            done += stored;
         }
         phases.fetch = progress.end(done);
         phases.fetched_bytes = done;
@@ -223,7 +235,10 @@ impl Run<'_> {
     }
 
     /// The tablespaces, and where each goes to.
-    fn tablespace_targets<'m>(&self, manifest: &'m Manifest) -> Vec<(&'m Tablespace, PathBuf)> {
+    pub(super) fn tablespace_targets<'m>(
+        &self,
+        manifest: &'m Manifest,
+    ) -> Vec<(&'m Tablespace, PathBuf)> {
         let targets = manifest.tablespaces.iter().map(|it| {
             let is_mapped = |(name, _): &&(String, PathBuf)| *name == it.name || *name == it.id;
             let mapped = self.request.tablespaces.iter().find(is_mapped);

@@ -118,7 +118,7 @@ impl Run<'_> {
         }
         let mut failing_since = None;
         loop {
-            let now = match owner::Found::read(|name| remote.get(name)) {
+            let now = match owner::Found::read(|name| remote.get_or_damaged(name)) {
                 Ok(now) => now,
                 Err(refusal) => {
                     let since = *failing_since.get_or_insert_with(Instant::now);

@@ -18,8 +18,10 @@ mod finishing;
 mod place;
 mod planning;
 mod progress;
+mod reach;
 mod read;
 mod recovery;
+mod room;
 mod server;
 mod source;
 mod wal;
@@ -41,6 +43,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use place::{Existing, unusable};
 pub(crate) use planning::{Planned, look, make_plan};
+pub(crate) use room::{disk, needed};
 pub(crate) use server::{Private, Programs};
 pub(crate) use source::{Kind, Place};
 pub(crate) use wal_get::wal_get;
@@ -116,6 +119,11 @@ pub(crate) struct Request {
     pub(crate) rates: Option<Phases>,
     /// Nothing is printed but the outcome.
     pub(crate) is_quiet: bool,
+    /// The disks are not asked whether they have room.
+    pub(crate) ignore_space: bool,
+    /// Nothing of the restored configuration counts, but this file: whoever can write to the
+    /// place may have written that configuration.
+    pub(crate) only_configuration: Option<PathBuf>,
 }
 
 /// What a restore came to.
@@ -347,7 +355,7 @@ impl Run<'_> {
                 system_id: it.system_id,
             }),
         };
-        let planned = make_plan(
+        let mut planned = make_plan(
             &request.place,
             request.stanza.as_deref(),
             &request.target,
@@ -362,13 +370,17 @@ impl Run<'_> {
         self.check_tablespaces(&planned, begun.as_ref())?;
         self.choose_configuration(&planned, &programs, begun.is_some())?;
         // A drill goes on: how much comes back is worth knowing.
-        let is_drill = request.settings.iter().any(|(name, _)| *name == "config_file");
+        let is_drill = request.only_configuration.is_some();
         let mut fault = None;
         if begun.is_none() {
             fault = self.fault_of_kept(&planned, &programs)?;
         }
         if let Some(fault) = fault.take_if(|_| !is_drill) {
             return Err(fault);
+        }
+        if done.is_none() {
+            self.check_end(&mut planned, &programs)?;
+            self.check_room(&planned, begun.as_ref())?;
         }
         show(done.as_ref().map_or(&planned.plan, |done| &done.plan))?;
 
@@ -419,8 +431,11 @@ impl Run<'_> {
         self.restore(&planned, &mut begun, &mut report.phases)?;
         begun.move_up()?;
         report.configuration = self.configuration(&planned, &programs)?;
-        if is_drill && report.fault.is_none() {
-            report.fault = self.fault_of_own(&planned, &programs)?;
+        if is_drill {
+            if report.fault.is_none() {
+                report.fault = self.fault_of_own(&planned, &programs)?;
+            }
+            self.forget_settings()?;
         }
         let place = request.place.clone();
         let shelved = Shelved { place, stanza: planned.source.stanza.clone(), shelf };
@@ -459,12 +474,17 @@ impl Run<'_> {
                 Ok(report)
             }
             (_, action) => {
-                let config = config_words(report.configuration.as_deref());
+                let only = request.only_configuration.as_deref();
+                let config = config_words(only.or(report.configuration.as_deref()));
                 let (private, phase) =
                     self.recover(&planned, &shelved.shelf, &programs, &config)?;
                 report.phases.replay = phase;
                 report.phases.replayed_bytes = planned.plan.wal_bytes;
+                let said = private.told.clone();
                 let recovered = self.recovered(&planned.plan, &programs, private)?;
+                let reached =
+                    self.check_reached(&planned, &shelved.shelf, recovered.timeline, &said)?;
+                report.notes.extend(reached);
                 report.recovered = Some(recovered.clone());
                 if action == Action::Promote {
                     let done = Done {

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::RESTORE_POINTS;
-use nrt_core::offsite::owner::{self, Owner};
-use nrt_core::offsite::tail::{Coverage, DIRECTORY, Piece, history_name, parse_history};
+use nrt_core::offsite::owner::Owner;
+use nrt_core::offsite::tail::{Coverage, Piece, history_name, parse_history};
 use nrt_core::pgbackrest::archive::{StoredName, stored_segment};
 use nrt_core::pgbackrest::info::Backup;
 use nrt_core::pgbackrest::names::valid_label;
@@ -72,12 +72,8 @@ pub(crate) fn read(
     let below = format!("archive/{}/{archive_id}", source.stanza);
     let segment_size = segment_size(source, &backups, &below)?;
 
-    // The tail before the archive: a piece is removed once its segment is archived, and what moved in
-    // between is then seen at both places, and not at none.
     let remote = source.remote.as_ref();
-    let tail = remote.map_or(Ok(Vec::new()), |it| it.list(DIRECTORY));
-    let tail = tail.map_err(|it| failure("the WAL tail cannot be listed", &it))?;
-
+    let tail = source.tail()?;
     let mut wal = Coverage::default();
     let mut shelf = Shelf { segment_size, ..Shelf::default() };
     let mut histories = BTreeMap::new();
@@ -87,7 +83,9 @@ pub(crate) fn read(
         let path = format!("{archive_id}/{}", file.path);
         if let Some(timeline) = name.strip_suffix(".history") {
             let Ok(timeline) = u32::from_str_radix(timeline, 16) else { continue };
-            let Some(text) = source.archived(&path)? else { continue };
+            let Some(text) = source.plain(&format!("archive/{}/{path}", source.stanza))? else {
+                continue;
+            };
             let text = String::from_utf8_lossy(&text).into_owned();
             histories.insert(timeline, parse_history(&text));
             shelf.histories.insert(name.to_string(), text);
@@ -100,7 +98,8 @@ pub(crate) fn read(
     }
 
     let mut tail_stored = 0;
-    let (mut owner, mut restore_points, mut next_xids) = (None, Vec::new(), BTreeMap::new());
+    let (mut restore_points, mut next_xids) = (Vec::new(), BTreeMap::new());
+    let owner = source.owner()?;
     for entry in tail {
         let Some(piece) = Piece::parse(&entry.path, segment_size) else { continue };
         wal.add(piece, 0);
@@ -108,11 +107,14 @@ pub(crate) fn read(
         shelf.tail.entry(piece.segment.name(segment_size)).or_default().push(entry.path);
     }
     if let Some(remote) = remote {
-        let get = |path: &str| {
-            remote.get(path).map_err(|it| failure(&format!("\"{path}\" cannot be read"), &it))
+        let found = match remote.get(RESTORE_POINTS) {
+            // It names what the WAL itself holds, too.
+            Err(refusal) if refusal.damaged => None,
+            got => {
+                got.map_err(|it| failure(&format!("\"{RESTORE_POINTS}\" cannot be read"), &it))?
+            }
         };
-        owner = owner::Found::read(get)?.owner();
-        restore_points = get(RESTORE_POINTS)?
+        restore_points = found
             .and_then(|it| serde_json::from_slice::<Vec<RestorePoint>>(&it).ok())
             .unwrap_or_default();
         if xids {

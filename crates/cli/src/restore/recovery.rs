@@ -187,6 +187,13 @@ impl Run<'_> {
         self.auto_conf(&[(name, prepared.to_string())])
     }
 
+    /// Empties the restored postgresql.auto.conf: a library that it has loaded would be the word of
+    /// whoever can write to the place that is restored from.
+    pub(super) fn forget_settings(&self) -> Result<(), Refusal> {
+        let path = self.request.data.join("postgresql.auto.conf");
+        nrt_process::files::write_atomically(&path, b"").map_err(|error| unusable(&path, &error))
+    }
+
     /// Sets settings in postgresql.auto.conf.
     pub(super) fn auto_conf(&self, settings: &[(&str, String)]) -> Result<(), Refusal> {
         let path = self.request.data.join("postgresql.auto.conf");
@@ -288,6 +295,14 @@ impl Run<'_> {
                     drop(server);
                     server = Private::start(programs, data, &words, &self.work, &settings)?;
                     continue;
+                }
+                if server.told.ran_out_of_wal() {
+                    return Err(self.short(
+                        format!("recovery stopped: {}", server.told.last_words()),
+                        &server.told,
+                        "The same command tries again. nrt-backup plan says what can be reached."
+                            .to_string(),
+                    ));
                 }
                 return Err(Refusal::new(
                     format!("recovery stopped: {}", server.told.last_words()),

@@ -22,6 +22,16 @@ use super::work::Work;
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long a server may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(600);
+/// Where replay ended, in the log.
+const DONE: &str = "redo done at ";
+/// What the log of a recovery says that tells nothing of a record.
+const PROGRESS: [&str; 5] = [
+    "restored log file",
+    "redo starts",
+    "redo in progress",
+    "consistent recovery state",
+    "starting ",
+];
 /// Characters of the log that are kept.
 const KEPT: usize = 64 << 10;
 
@@ -175,6 +185,8 @@ pub(crate) struct Private {
     pub(crate) told: Told,
     socket: PathBuf,
     programs: Programs,
+    /// What connections of a superuser to it begin with: libpq's `PGOPTIONS`.
+    pub(crate) options: String,
 }
 
 /// What the log of a recovery says.
@@ -194,6 +206,10 @@ pub(crate) struct Told {
     pub(crate) error: Option<String>,
     /// Why `wal-get` could not give it WAL.
     pub(crate) wal: Option<String>,
+    /// What it said of the record at which replay ended.
+    pub(crate) end: Option<String>,
+    /// That it stopped at its target.
+    pub(crate) stopped: Option<String>,
     /// The end of all that it said.
     pub(crate) tail: String,
 }
@@ -279,6 +295,7 @@ impl Private {
             told: Told::default(),
             socket,
             programs: programs.clone(),
+            options: String::new(),
         })
     }
 
@@ -346,7 +363,7 @@ impl Private {
         database: &str,
         words: &[&str],
     ) -> Result<String, Refusal> {
-        let captured = self.run(program, user, database, words)?;
+        let captured = self.run_as_superuser(program, user, database, words)?;
         if captured.exit != Some(0) {
             return Err(Refusal::new(captured.stderr.trim().to_string(), ""));
         }
@@ -354,15 +371,28 @@ impl Private {
     }
 
     /// Runs a client program as the superuser `user`: all that it said, however it ended.
-    pub(crate) fn run(
+    pub(crate) fn run_as_superuser(
         &self,
         program: &str,
         user: &str,
         database: &str,
         words: &[&str],
     ) -> Result<Captured, Refusal> {
+        self.run(program, user, database, words, &self.options)
+    }
+
+    /// Runs a client program as any role, whose connections begin with `options`.
+    pub(crate) fn run(
+        &self,
+        program: &str,
+        user: &str,
+        database: &str,
+        words: &[&str],
+        options: &str,
+    ) -> Result<Captured, Refusal> {
         let mut environment = allowed(std::env::vars_os());
         for (name, value) in [
+            ("PGOPTIONS", options.into()),
             ("PGHOST", self.socket.as_os_str().to_owned()),
             ("PGPORT", "5432".into()),
             ("PGUSER", user.into()),
@@ -441,11 +471,18 @@ impl Told {
         if matches!(level, "FATAL" | "PANIC" | "ERROR") {
             self.error = Some(words.to_string());
         }
+        let is_progress = PROGRESS.iter().any(|known| words.starts_with(known));
+        if level == "LOG" && self.redo_done.is_none() && !words.starts_with(DONE) {
+            self.end = (!is_progress).then(|| words.to_string());
+        }
+        if words.starts_with("recovery stopping ") {
+            self.stopped = Some(words.to_string());
+        }
         if words.starts_with("database system is ready to accept connections") {
             self.is_ready = true;
         } else if words.starts_with("recovery has paused") {
             self.is_paused = true;
-        } else if let Some(rest) = words.strip_prefix("redo done at ") {
+        } else if let Some(rest) = words.strip_prefix(DONE) {
             self.redo_done = rest.split_whitespace().next().and_then(|it| it.parse().ok());
         } else if let Some(rest) = words.strip_prefix("last completed transaction was at log time ")
         {
@@ -463,6 +500,12 @@ impl Told {
     pub(crate) fn lacks_prepared(&self) -> bool {
         let words = "maximum number of prepared transactions reached";
         self.error.as_ref().is_some_and(|it| it.contains(words))
+    }
+
+    /// Whether it ended because there was no more valid WAL.
+    pub(crate) fn ran_out_of_wal(&self) -> bool {
+        let words = ["recovery ended before configured recovery target", "WAL ends before"];
+        self.error.as_ref().is_some_and(|it| words.iter().any(|known| it.starts_with(known)))
     }
 
     /// What it said last of an error, or at all.
@@ -509,6 +552,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hears_why_replay_ended() {
+        let mut told = Told::default();
+        for line in [
+            "LOG:  restored log file \"000000010000000000000005\" from archive",
+            "LOG:  invalid record length at 0/5000110: wanted 24, got 0",
+            "LOG:  redo done at 0/50000D8 system usage: CPU: user: 0.00 s",
+            "LOG:  last completed transaction was at log time 2026-11-22 14:29:59.123456+00",
+        ] {
+            told.hear(line);
+        }
+        let end = Some("invalid record length at 0/5000110: wanted 24, got 0");
+        assert_eq!((told.end.as_deref(), told.stopped.as_deref()), (end, None));
+        told.hear("LOG:  recovery stopping after WAL location (LSN) \"0/50000D8\"");
+        assert!(told.stopped.is_some());
+    }
+
+    #[test]
     fn hears_what_recovery_says() {
         let mut told = Told::default();
         for line in [
@@ -527,7 +587,9 @@ mod tests {
         let end = told.last_end.map(|it| it.to_rfc3339());
         assert_eq!(end.as_deref(), Some("2026-11-22T14:29:59.123456+00:00"));
         assert_eq!(told.error, None);
+        assert_eq!((told.end.as_deref(), told.stopped.as_deref()), (None, None));
         told.hear("FATAL:  recovery ended before configured recovery target was reached");
+        assert!(told.ran_out_of_wal());
         assert!(told.last_words().contains("before configured"));
         told.hear("nrt-backup: 000000010000000000000003: no space left");
         assert!(told.last_words().contains("before configured"));

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nrt_core::offsite::limits;
+use nrt_core::offsite::owner::{self, Owner};
+use nrt_core::offsite::tail;
 use nrt_core::pgbackrest::command;
 use nrt_core::pgbackrest::exit;
 use nrt_core::pgbackrest::info::{self, StanzaInfo};
@@ -21,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::place::unusable;
 use super::work::Work;
 use crate::commands::look::own_option;
-use crate::ship::{Address, Options, Rclone, Remote, failure};
+use crate::ship::{Address, Entry, Options, Rclone, Remote, failure};
 
 /// How long pgBackRest may take to read the repository.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -89,8 +92,31 @@ pub(crate) struct Source {
     pub(crate) stanza: String,
     /// Whether pgBackRest has encrypted the repository.
     is_encrypted: bool,
+    /// What was there when it was first listed.
+    listed: Mutex<Option<Listed>>,
+}
+
+/// What a place held, in the order in which it was asked.
+#[derive(Debug, Default, Clone)]
+struct Listed {
+    /// What its owner had promised. Before the rest: a living one promises more at any time.
+    owner: Option<Owner>,
+    /// The WAL tail. Before the archive: an object is removed once its segment is archived, and what
+    /// moved in between is then seen at both places, and not at none.
+    tail: Vec<Entry>,
     /// Every file of the repository.
-    listed: Mutex<Option<Vec<Stored>>>,
+    files: Vec<Stored>,
+}
+
+/// What was found of a file.
+#[derive(Debug)]
+pub(crate) enum Content<T> {
+    /// It is nowhere.
+    None,
+    /// It is longer than it may be.
+    TooLong,
+    /// This.
+    Of(T),
 }
 
 impl Source {
@@ -147,19 +173,45 @@ impl Source {
         if self.place.kind == Kind::Own {
             return self.repo_ls(directory);
         }
-        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = match listed.take() {
-            Some(all) => all,
-            None => self.list_anew("")?,
-        };
         let prefix = format!("{directory}/");
-        let below = all.iter().filter_map(|file| {
-            let path = file.path.strip_prefix(&prefix)?.to_string();
-            Some(Stored { path, size: file.size })
-        });
-        let below = below.collect();
-        *listed = Some(all);
-        Ok(below)
+        self.with_listed(|listed| {
+            let below = listed.files.iter().filter_map(|file| {
+                let path = file.path.strip_prefix(&prefix)?.to_string();
+                Some(Stored { path, size: file.size })
+            });
+            below.collect()
+        })
+    }
+
+    /// The objects of the WAL tail, as they were before the repository was listed.
+    pub(crate) fn tail(&self) -> Result<Vec<Entry>, Refusal> {
+        match self.remote {
+            Some(_) => self.with_listed(|listed| listed.tail.clone()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Whose the remote is, as it was said before anything was listed.
+    pub(crate) fn owner(&self) -> Result<Option<Owner>, Refusal> {
+        match self.remote {
+            Some(_) => self.with_listed(|listed| listed.owner.clone()),
+            None => Ok(None),
+        }
+    }
+
+    fn with_listed<T>(&self, read: impl FnOnce(&Listed) -> T) -> Result<T, Refusal> {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if listed.is_none() {
+            let mut found = Listed::default();
+            if let Some(remote) = &self.remote {
+                found.owner = owner_of(remote)?;
+                let tail = remote.list(tail::DIRECTORY);
+                found.tail = tail.map_err(|it| failure("the WAL tail cannot be listed", &it))?;
+            }
+            found.files = self.list_anew("")?;
+            *listed = Some(found);
+        }
+        Ok(read(listed.get_or_insert_default()))
     }
 
     /// The same as it is now.
@@ -424,9 +476,27 @@ impl Source {
 
     /// A file of the repository as it is stored, on this machine. `None` if it is nowhere.
     pub(crate) fn stored(&self, path: &str) -> Result<Option<PathBuf>, Refusal> {
+        match self.fetched(path)? {
+            Content::Of(path) => Ok(Some(path)),
+            Content::None => Ok(None),
+            Content::TooLong => Err(self.too_long(path)),
+        }
+    }
+
+    fn too_long(&self, path: &str) -> Refusal {
+        Refusal::new(
+            format!(
+                "\"{path}\" at {} is damaged: it is longer than such a file can be",
+                self.name()
+            ),
+            "Restore from another backup (--backup), or put a whole file in its place.",
+        )
+    }
+
+    fn fetched(&self, path: &str) -> Result<Content<PathBuf>, Refusal> {
         let here = self.repository().join(path);
         match fs::metadata(&here) {
-            Ok(metadata) if metadata.is_file() => return Ok(Some(here)),
+            Ok(metadata) if metadata.is_file() => return Ok(Content::Of(here)),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(unreadable(&here, &error));
             }
@@ -443,33 +513,72 @@ impl Source {
                 if let Some(directory) = here.parent() {
                     fs::create_dir_all(directory).map_err(problem)?;
                 }
-                let fetched = remote.fetch(&format!("repository/{path}"), &here);
-                let fetched =
-                    fetched.map_err(|it| failure(&format!("\"{path}\" cannot be fetched"), &it))?;
-                Ok(fetched.then_some(here))
+                match remote.fetch(&format!("repository/{path}"), &here) {
+                    Ok(true) => Ok(Content::Of(here)),
+                    Ok(false) => Ok(Content::None),
+                    Err(refusal) if refusal.damaged => Ok(Content::TooLong),
+                    Err(refusal) => {
+                        Err(failure(&format!("\"{path}\" cannot be fetched"), &refusal).into())
+                    }
+                }
             }
-            None => Ok(None),
+            None => Ok(Content::None),
         }
     }
 
-    /// What a file of the archive holds, as it was before pgBackRest encrypted it. `None` if it is
-    /// nowhere.
-    pub(crate) fn archived(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
-        self.plain(&format!("archive/{}/{path}", self.stanza))
+    /// What a file of the archive holds, as it was before pgBackRest encrypted it: `longest` bytes at
+    /// most.
+    pub(crate) fn archived(&self, path: &str, longest: u64) -> Result<Content<Vec<u8>>, Refusal> {
+        self.content(&format!("archive/{}/{path}", self.stanza), longest)
     }
 
     /// What a file of the repository holds, as it was before pgBackRest encrypted it. `None` if it
     /// is nowhere.
     pub(crate) fn plain(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
-        if self.is_encrypted || self.place.kind == Kind::Own {
-            if self.place.kind != Kind::Own && self.stored(path)?.is_none() {
-                return Ok(None);
-            }
-            return self.pgbackrest(&["--log-level-console=off", "repo-get", path]).map(Some);
+        let longest = limits::longest(&format!("repository/{path}"));
+        match self.content(path, longest.unwrap_or(LONGEST_ANSWER as u64))? {
+            Content::Of(content) => Ok(Some(content)),
+            Content::None => Ok(None),
+            Content::TooLong => Err(self.too_long(path)),
         }
-        let Some(stored) = self.stored(path)? else { return Ok(None) };
-        fs::read(&stored).map(Some).map_err(|error| unreadable(&stored, &error))
     }
+
+    fn content(&self, path: &str, longest: u64) -> Result<Content<Vec<u8>>, Refusal> {
+        let stored = match self.place.kind {
+            Kind::Own => None,
+            _ => match self.fetched(path)? {
+                Content::Of(stored) => Some(stored),
+                Content::None => return Ok(Content::None),
+                Content::TooLong => return Ok(Content::TooLong),
+            },
+        };
+        if let Some(stored) = &stored {
+            let found = fs::metadata(stored).map_err(|error| unreadable(stored, &error))?;
+            if found.len() > longest {
+                return Ok(Content::TooLong);
+            }
+        }
+        match stored {
+            Some(stored) if !self.is_encrypted => {
+                let content = fs::read(&stored).map_err(|error| unreadable(&stored, &error))?;
+                Ok(Content::Of(content))
+            }
+            _ => {
+                let words = ["--log-level-console=off", "repo-get", path];
+                self.pgbackrest(&words).map(Content::Of)
+            }
+        }
+    }
+}
+
+/// Whose a remote is, by the file or its copy. A file that is cut off or too long is as good as none.
+fn owner_of(remote: &Remote) -> Result<Option<Owner>, Refusal> {
+    let get = |name: &str| {
+        remote
+            .get_or_damaged(name)
+            .map_err(|it| failure(&format!("\"{name}\" cannot be read"), &it))
+    };
+    Ok(owner::Found::read(get)?.owner())
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Refusal {

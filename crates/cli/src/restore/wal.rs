@@ -19,13 +19,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nrt_core::lsn::{Lsn, Segment};
+use nrt_core::offsite::limits;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
 use nrt_core::pgbackrest::archive::StoredName;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Stretch;
 use serde::{Deserialize, Serialize};
 
-use super::source::{Place, Source};
+use super::source::{Content, Place, Source};
 use super::work::Work;
 use crate::segment::{hash_in, hash_of, unpack};
 use crate::ship::failure;
@@ -214,7 +215,6 @@ impl Store<'_> {
     }
 
     fn archived(&self, path: &str) -> Result<Option<Vec<u8>>, Trouble> {
-        let Some(packed) = self.source.archived(path)? else { return Ok(None) };
         let size = self.shelf.segment_size;
         let damaged = |why: &str| {
             // So that it is fetched again: it may have been damaged on its way.
@@ -229,6 +229,14 @@ impl Store<'_> {
                  Restore to a point before it, or from a later backup (--backup).",
             );
             Trouble { refusal, is_damaged: true }
+        };
+        let longest = limits::packed(size);
+        let packed = match self.source.archived(path, longest)? {
+            Content::None => return Ok(None),
+            Content::TooLong => {
+                return Err(damaged(&format!("it has more than {longest} bytes")));
+            }
+            Content::Of(packed) => packed,
         };
         let bytes = unpack(path, &packed, size).map_err(|error| damaged(&error.to_string()))?;
         if bytes.len() as u64 != size {
@@ -341,10 +349,15 @@ enum Stored {
 fn tail_piece(source: &Source, piece: &Piece, segment_size: u64) -> Result<Stored, Refusal> {
     let Some(remote) = &source.remote else { return Ok(Stored::Gone) };
     let path = format!("{DIRECTORY}/{}", piece.path(segment_size));
-    let packed = remote.get(&path).map_err(|it| failure("the WAL tail cannot be read", &it))?;
+    let packed = match remote.get(&path) {
+        Err(refusal) if refusal.damaged => return Ok(Stored::Damaged),
+        got => got.map_err(|it| failure("the WAL tail cannot be read", &it))?,
+    };
     let Some(packed) = packed else { return Ok(Stored::Gone) };
-    let content = zstd::decode_all(&packed[..]).ok();
-    Ok(match content.filter(|it| it.len() as u64 == piece.to.since(piece.from)) {
+    // The checksum of the frame is compared when its end is read.
+    let length = piece.to.since(piece.from);
+    let content = unpack(&path, &packed, length).ok();
+    Ok(match content.filter(|it| it.len() as u64 == length) {
         Some(content) => Stored::Whole(content),
         None => Stored::Damaged,
     })

@@ -93,6 +93,11 @@ impl Dump {
         Ok(String::from_utf8_lossy(&captured.stdout).lines().filter_map(parse).collect())
     }
 
+    /// Whether there is a record that begins in a stretch.
+    pub(crate) fn has_record(&self, stretch: Stretch) -> Result<bool, Refusal> {
+        Ok(!self.records(stretch, &["--limit=1".to_string()])?.is_empty())
+    }
+
     /// Where a look may begin: behind the switch to the next segment nothing is to be found, and
     /// `pg_waldump` looks no further there.
     fn segment_start(&self, at: Lsn) -> Lsn {

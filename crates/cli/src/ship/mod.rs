@@ -21,8 +21,8 @@ mod configuration;
 mod lineage;
 mod mirror;
 mod owner;
-mod proof;
 mod promises;
+mod proof;
 mod rclone;
 mod remote;
 mod remotes;
@@ -58,7 +58,7 @@ pub(crate) use configuration::{EMPTY, Kept, LIST};
 pub(crate) use mirror::DESCRIPTIONS;
 pub(crate) use owner::{SET_ASIDE, place_of};
 pub(crate) use rclone::{Options, Rclone};
-pub(crate) use remote::{Address, Remote, failure};
+pub(crate) use remote::{Address, Entry, Remote, failure};
 pub(crate) use remotes::Remotes;
 pub(crate) use renewed::in_use as config_in_use;
 
@@ -230,7 +230,12 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
             return Err(problem);
         }
     };
+    let has_cipher = match &info {
+        Some(info) => info.is_encrypted(),
+        None => repository::will_be_encrypted(plan),
+    };
     shared.change(|state| {
+        state.status.is_encrypted = Some(remote.is_encrypted || has_cipher);
         state.failures.clear();
         state.undeleted.clear();
         state.status.phase = Phase::Shipping;

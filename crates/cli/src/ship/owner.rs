@@ -634,8 +634,9 @@ fn is_empty(remote: &Remote) -> Result<bool, Failure> {
 /// they are written; the copy then says whose it was. Where neither can be read, it is that of the
 /// instance that has promised to it: nobody else could have claimed it without a whole copy.
 fn read(shared: &Shared, remote: &Remote, me: &str) -> Result<(Option<Owner>, bool), Failure> {
-    let get = |name: &str| remote.get(name);
-    match Found::read(get).map_err(|it| failure("the remote cannot be read", &it))? {
+    match Found::read(|name| remote.get_or_damaged(name))
+        .map_err(|it| failure("the remote cannot be read", &it))?
+    {
         Found::File(owner) => Ok((Some(owner), true)),
         Found::Copy(owner) => Ok((Some(owner), false)),
         Found::Nobody => Ok((None, true)),

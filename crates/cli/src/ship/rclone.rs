@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use nrt_core::inventory::Failure;
 use nrt_process::identity::random;
 use nrt_process::{allowed_for_rclone, capture, tether};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{
@@ -33,8 +34,15 @@ const START: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long `rclone version` may take.
 const VERSION: Duration = Duration::from_secs(20);
-/// More than the longest answer: a listing has about 150 bytes for each file.
-const LONGEST_ANSWER: u64 = 1 << 30;
+/// The longest listing that is read: it has about 150 bytes for each file.
+pub(super) const LONGEST_LISTING: u64 = 1 << 30;
+/// The longest of all other answers.
+const LONGEST_ANSWER: u64 = 16 << 20;
+/// How rclone says that something is not there. A remote's own words never are the whole error:
+/// rclone puts its own before them.
+const MISSING: [&str; 2] = ["object not found", "directory not found"];
+/// How rclone says that a file is longer than it was allowed to read.
+const TOO_LONG: &str = "max transfer limit reached as set by --max-transfer";
 /// The socket's name in the state directory, in which this process stands: the whole path might
 /// be longer than a socket's may be.
 const SOCKET: &str = "rclone.sock";
@@ -51,6 +59,24 @@ pub(crate) struct Refusal {
     pub(crate) missing: bool,
     /// rclone itself is gone or does not answer.
     pub(crate) gone: bool,
+    /// The file is there, and is longer than a file of its kind can be.
+    pub(crate) damaged: bool,
+}
+
+impl Refusal {
+    /// A refusal in these words.
+    pub(super) fn new(words: String) -> Refusal {
+        Refusal { words, missing: false, gone: false, damaged: false }
+    }
+
+    /// What a job of rclone ended with. `words` are its whole error.
+    pub(super) fn of_job(words: &str, hidden: String) -> Refusal {
+        Refusal {
+            missing: MISSING.contains(&words),
+            damaged: words.ends_with(TOO_LONG),
+            ..Refusal::new(hidden)
+        }
+    }
 }
 
 /// How rclone is run.
@@ -186,10 +212,22 @@ impl Rclone {
         parameters: &Value,
         limit: Duration,
     ) -> Result<Value, Refusal> {
+        self.call_for(method, parameters, limit, LONGEST_ANSWER)
+    }
+
+    /// The same for an answer of at most `longest` bytes, which is read as a `T`.
+    pub(super) fn call_for<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        parameters: &Value,
+        limit: Duration,
+        longest: u64,
+    ) -> Result<T, Refusal> {
         let gone = |error: &dyn std::fmt::Display| Refusal {
-            words: self.secrets.hide(&format!("rclone does not answer ({method}): {error}")),
-            missing: false,
             gone: true,
+            ..Refusal::new(
+                self.secrets.hide(&format!("rclone does not answer ({method}): {error}")),
+            )
         };
         let answer = self
             .agent
@@ -202,19 +240,18 @@ impl Rclone {
             .send(parameters.to_string().as_bytes());
         let mut answer = answer.map_err(|error| gone(&error))?;
         let status = answer.status().as_u16();
-        let text = answer.body_mut().with_config().limit(LONGEST_ANSWER).read_to_vec();
-        let value: Value = text
-            .map_err(|error| gone(&error))
-            .and_then(|text| serde_json::from_slice(&text).map_err(|error| gone(&error)))?;
+        let longest = if status == 200 { longest } else { LONGEST_ANSWER };
+        let text = answer.body_mut().with_config().limit(longest).read_to_vec();
+        let text = text.map_err(|error| gone(&error))?;
         if status == 200 {
-            return Ok(value);
+            return serde_json::from_slice(&text).map_err(|error| gone(&error));
         }
+        let value: Value = serde_json::from_slice(&text).map_err(|error| gone(&error))?;
         let words = value["error"].as_str().unwrap_or("no reason given");
-        Err(Refusal {
-            missing: status == 404 || words.contains("directory not found"),
-            words: self.secrets.hide(words),
-            gone: false,
-        })
+        // rclone answers 404 for its own two errors, and for a method that it does not know.
+        let missing = status == 404 && MISSING.iter().any(|known| words.ends_with(known));
+        let found = Refusal::of_job(words, self.secrets.hide(words));
+        Err(Refusal { missing, ..found })
     }
 
     /// What rclone prints may hold the words of a job's failure.
@@ -399,5 +436,21 @@ mod tests {
         let printed = "x\n2026/11/22 NOTICE: Serving remote control on http://127.0.0.1:34197/\n";
         assert_eq!(served_at(printed).as_deref(), Some("127.0.0.1:34197"));
         assert_eq!(served_at("Serving remote control on http://127"), None);
+    }
+
+    #[test]
+    fn only_words_of_rclone_itself_say_that_something_is_missing() {
+        let job = |words: &str| Refusal::of_job(words, words.to_string());
+        for words in MISSING {
+            assert!(job(words).missing, "{words}");
+        }
+        for words in [
+            "read metadata failed: 502 Bad Gateway: backend object not found",
+            "Not Found: 404 Not Found",
+            "host not found",
+        ] {
+            assert!(!job(words).missing, "{words}");
+        }
+        assert!(job(TOO_LONG).damaged && !job("full").damaged);
     }
 }

@@ -8,10 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
+use nrt_core::offsite::limits;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::rclone::{Rclone, Refusal};
+use super::rclone::{LONGEST_LISTING, Rclone, Refusal};
 use super::remotes::{Ground, Remotes};
 use super::words::Secrets;
 
@@ -24,6 +25,10 @@ const LISTING: Duration = Duration::from_secs(1800);
 const TRIES: u32 = 3;
 const WRITTEN: Duration = Duration::from_millis(100);
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// The most bytes of a file that is read as a whole and of whose kind nothing is known.
+const LONGEST: u64 = 16 << 20;
+/// Of a file that may be longer, twice as much is read where rclone tries again.
+const TWICE: u64 = 1 << 20;
 /// How often a long job is asked how it is.
 const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -202,19 +207,18 @@ impl Remote {
 
     /// Every file below a directory. A directory that is not there has none.
     pub(crate) fn list(&self, directory: &str) -> Result<Vec<Entry>, Refusal> {
+        #[derive(Deserialize)]
+        struct Listing {
+            list: Option<Vec<Entry>>,
+        }
         let parameters = json!({
             "fs": self.below(directory),
             "remote": "",
             "opt": { "recurse": true, "filesOnly": true, "noModTime": true, "noMimeType": true },
         });
-        match self.rclone.call("operations/list", &parameters, LISTING) {
-            Ok(mut answer) => {
-                serde_json::from_value(answer["list"].take()).map_err(|error| Refusal {
-                    words: format!("rclone's listing cannot be read: {error}"),
-                    missing: false,
-                    gone: false,
-                })
-            }
+        let listed = self.rclone.call_for("operations/list", &parameters, LISTING, LONGEST_LISTING);
+        match listed {
+            Ok(Listing { list }) => Ok(list.unwrap_or_default()),
             Err(refusal) if refusal.missing => Ok(Vec::new()),
             Err(refusal) => Err(refusal),
         }
@@ -275,17 +279,16 @@ impl Remote {
     pub(crate) fn put(&self, path: &str, content: &[u8]) -> Result<(), Refusal> {
         let name = self.spool_name();
         let spooled = self.outbox().join(&name);
-        let written = fs::write(&spooled, content).map_err(|error| Refusal {
-            words: format!("could not write \"{}\": {error}", spooled.display()),
-            missing: false,
-            gone: false,
+        let written = fs::write(&spooled, content).map_err(|error| {
+            Refusal::new(format!("could not write \"{}\": {error}", spooled.display()))
         });
         let sent = written.and_then(|()| self.send(&self.outbox, &name, path, Mode::Replace));
         let _ = fs::remove_file(spooled);
         sent
     }
 
-    /// Reads a small file; `None` if it is not there.
+    /// Reads a small file; `None` if it is not there. One that is longer than a file of its kind can
+    /// be is refused, and costs no more than its limit.
     ///
     /// Where the remote is a directory, one that is written at this moment is refused at once: it is
     /// asked for again.
@@ -294,12 +297,26 @@ impl Remote {
         loop {
             let begin = Instant::now();
             match self.try_to_get(path) {
-                Err(refusal) if tries < TRIES && !refusal.gone && begin.elapsed() < AT_ONCE => {
+                Err(refusal)
+                    if tries < TRIES
+                        && !refusal.gone
+                        && !refusal.damaged
+                        && begin.elapsed() < AT_ONCE =>
+                {
                     thread::sleep(WRITTEN);
                     tries += 1;
                 }
                 got => return got,
             }
+        }
+    }
+
+    /// The same, for a file that has a copy: one that is too long counts as there and damaged, and
+    /// reads as empty.
+    pub(crate) fn get_or_damaged(&self, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+        match self.get(path) {
+            Err(refusal) if refusal.damaged => Ok(Some(Vec::new())),
+            got => got,
         }
     }
 
@@ -309,24 +326,47 @@ impl Remote {
 
     /// Reads a small file below another place; `None` if it is not there.
     pub(crate) fn get_below(&self, root: &str, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
+        let longest = limits::longest(path).unwrap_or(LONGEST);
         let name = self.spool_name();
         let spooled = self.outbox().join(&name);
-        let parameters = json!({
-            "srcFs": root, "srcRemote": path,
-            "dstFs": self.outbox, "dstRemote": name,
-            "_config": { "NoCheckDest": true },
-        });
+        let parameters = self.copy_here(root, path, &name, Some(longest));
         let fetched = match self.rclone.call("operations/copyfile", &parameters, SMALL) {
-            Ok(_) => fs::read(&spooled).map(Some).map_err(|error| Refusal {
-                words: format!("could not read \"{}\": {error}", spooled.display()),
-                missing: false,
-                gone: false,
-            }),
+            Ok(_) => read_at_most(path, &spooled, longest).map(Some),
             Err(refusal) if refusal.missing => Ok(None),
+            Err(refusal) if refusal.damaged => Err(too_long(path, longest)),
             Err(refusal) => Err(refusal),
         };
         let _ = fs::remove_file(spooled);
         fetched
+    }
+
+    /// What has rclone copy a file into the outbox, of which it reads little more than `longest`
+    /// bytes, whatever the remote says about its size.
+    fn copy_here(&self, root: &str, path: &str, name: &str, longest: Option<u64>) -> Value {
+        let mut config = json!({ "NoCheckDest": true });
+        if let Some(longest) = longest {
+            // What is read again counts again.
+            let allowed = if longest > TWICE { longest.saturating_mul(2) } else { longest + 1 };
+            config["MaxTransfer"] = json!(allowed);
+            // Several streams would not count.
+            config["MultiThreadStreams"] = json!(0);
+        }
+        json!({
+            "srcFs": root, "srcRemote": path,
+            // Otherwise rclone takes as much of the disk at once as the remote says.
+            "dstFs": format!(":local,no_preallocate:{}", self.outbox), "dstRemote": name,
+            "_config": config,
+        })
+    }
+
+    /// The size of a file, asked by its name alone; `None` if it is not there.
+    fn stat(&self, path: &str) -> Result<Option<i64>, Refusal> {
+        let parameters = json!({
+            "fs": self.root, "remote": path,
+            "opt": { "filesOnly": true, "noModTime": true, "noMimeType": true },
+        });
+        let answer = self.rclone.call("operations/stat", &parameters, SMALL)?;
+        Ok(answer["item"]["Size"].as_i64())
     }
 
     /// Makes a directory on the remote hold all files of one here that pass the filter rules,
@@ -363,22 +403,26 @@ impl Remote {
     }
 
     /// Fetches one file into a directory here; `false` if it is not there. Its final name appears
-    /// when it is whole.
+    /// when it is whole. One that is longer than a file of its kind can be is refused.
     pub(crate) fn fetch(&self, path: &str, into: &Path) -> Result<bool, Refusal> {
+        let longest = limits::longest(path);
         let name = self.spool_name();
-        let parameters = with_job(json!({
-            "srcFs": self.root, "srcRemote": path,
-            "dstFs": self.outbox, "dstRemote": name,
-            "_config": { "NoCheckDest": true },
-        }));
+        let parameters = with_job(self.copy_here(&self.root, path, &name, longest));
         let spooled = self.outbox().join(&name);
         let fetched = match self.run("operations/copyfile", parameters, &AtomicBool::new(false)) {
-            Ok(()) => bring(&spooled, into).map(|()| true).map_err(|error| Refusal {
-                words: format!("could not write \"{}\": {error}", into.display()),
-                missing: false,
-                gone: false,
+            Ok(()) if is_longer(&spooled, longest) => {
+                Err(too_long(path, longest.unwrap_or_default()))
+            }
+            Ok(()) => bring(&spooled, into).map(|()| true).map_err(|error| {
+                Refusal::new(format!("could not write \"{}\": {error}", into.display()))
             }),
             Err(refusal) if refusal.missing => Ok(false),
+            Err(refusal) if refusal.damaged => Err(too_long(path, longest.unwrap_or_default())),
+            // A job has only words. Whether the file is there is asked in a way that has a status.
+            Err(refusal) if !refusal.gone && matches!(self.stat(path), Ok(None)) => {
+                eprintln!("\"{path}\" is not on the remote: {refusal}");
+                Ok(false)
+            }
             Err(refusal) => Err(refusal),
         };
         let _ = fs::remove_file(spooled);
@@ -498,15 +542,11 @@ impl Remote {
                     return Ok(());
                 }
                 let words = status["error"].as_str().unwrap_or("no reason given");
-                return Err(Refusal {
-                    missing: words.contains("not found"),
-                    words: self.rclone.hide(words),
-                    gone: false,
-                });
+                return Err(Refusal::of_job(words, self.rclone.hide(words)));
             }
             if stop.load(Ordering::Relaxed) {
                 let _ = self.rclone.call("job/stop", &job, Duration::from_secs(5));
-                return Err(Refusal { words: "stopped".into(), missing: false, gone: false });
+                return Err(Refusal::new("stopped".to_string()));
             }
         }
     }
@@ -514,13 +554,29 @@ impl Remote {
     /// Deletes a file. One that is not there is deleted.
     pub(crate) fn delete(&self, path: &str) -> Result<(), Refusal> {
         let parameters = json!({ "fs": self.root, "remote": path });
-        gone_is_well(self.rclone.call("operations/deletefile", &parameters, SMALL))
+        match self.rclone.call("operations/deletefile", &parameters, SMALL) {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.missing => Ok(()),
+            // Another one may have deleted it after rclone had looked.
+            Err(refusal) if !refusal.gone && matches!(self.stat(path), Ok(None)) => Ok(()),
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// Deletes a directory and all that is in it. One that is not there is deleted.
     pub(crate) fn purge(&self, path: &str) -> Result<(), Refusal> {
         let parameters = json!({ "fs": self.root, "remote": path });
-        gone_is_well(self.rclone.call("operations/purge", &parameters, LISTING))
+        match self.rclone.call("operations/purge", &parameters, LISTING) {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.missing => Ok(()),
+            // Some remotes answer with words of their own where nothing is there.
+            Err(refusal)
+                if !refusal.gone && self.list(path).is_ok_and(|found| found.is_empty()) =>
+            {
+                Ok(())
+            }
+            Err(refusal) => Err(refusal),
+        }
     }
 
     fn count(&self, bytes: u64, objects: u64) {
@@ -544,15 +600,26 @@ fn with_job(mut parameters: Value) -> Value {
     parameters
 }
 
-fn gone_is_well(answer: Result<Value, Refusal>) -> Result<(), Refusal> {
-    match answer {
-        Ok(_) => Ok(()),
-        // WebDAV says 404 Not Found.
-        Err(refusal) if refusal.missing || refusal.words.to_lowercase().contains("not found") => {
-            Ok(())
-        }
-        Err(refusal) => Err(refusal),
+/// Whether a file here is longer than it may be.
+fn is_longer(path: &Path, longest: Option<u64>) -> bool {
+    longest.is_some_and(|longest| fs::metadata(path).is_ok_and(|it| it.len() > longest))
+}
+
+/// What was fetched of `path`, if it is no longer than it may be.
+fn read_at_most(path: &str, spooled: &Path, longest: u64) -> Result<Vec<u8>, Refusal> {
+    if is_longer(spooled, Some(longest)) {
+        return Err(too_long(path, longest));
     }
+    fs::read(spooled)
+        .map_err(|error| Refusal::new(format!("could not read \"{}\": {error}", spooled.display())))
+}
+
+fn too_long(path: &str, longest: u64) -> Refusal {
+    let words = format!(
+        "\"{path}\" is damaged: it has more than the {} that such a file can have",
+        nrt_core::size::format_size(longest)
+    );
+    Refusal { damaged: true, ..Refusal::new(words) }
 }
 
 /// Characters of a remote's words that are repeated: they are read inside of the server.
@@ -564,8 +631,9 @@ pub(crate) fn failure(what: &str, refusal: &Refusal) -> Failure {
     let words: String = refusal.words.trim().chars().take(LONGEST_WORDS).collect();
     let lower = words.to_lowercase();
     let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
-    let hint = if says(&["401", "403", "denied", "unauthor", "forbidden", "unable to authenticate"])
-    {
+    let hint = if refusal.damaged {
+        "Remove it there, or put a whole one in its place."
+    } else if says(&["401", "403", "denied", "unauthor", "forbidden", "unable to authenticate"]) {
         "See that the credentials in rclone's configuration are right and may read, write and \
          list there."
     } else if says(&["no space", "quota", "507", "insufficient storage", "full", "disk space"]) {

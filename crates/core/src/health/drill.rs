@@ -52,12 +52,32 @@ pub(super) fn drill(findings: &Findings<'_>) -> Check {
             hint,
         );
     }
+    if let Some(remote) = unprotected_remote(findings) {
+        return warning(
+            name,
+            format!(
+                "drills are scheduled from {remote}, which is not encrypted: whoever can write there \
+                 can have this machine run code at the next drill"
+            ),
+            "Use a remote of rclone's type crypt, or encrypt the repository with pgBackRest's \
+             repo1-cipher-type. Otherwise set nrt_backup.drill_schedule to off, and have drills run \
+             on another machine with nrt-backup restore.",
+        );
+    }
     match conclusive {
         Some(outcome) => {
             ok(name, format!("{}, as tried at {}", outcome.summary(), moment(outcome.ended)))
         }
         None => untried(findings),
     }
+}
+
+/// The remote that scheduled drills restore from, if anybody who can write to it could have written
+/// the backups.
+fn unprotected_remote<'f>(findings: &'f Findings<'_>) -> Option<&'f str> {
+    findings.drills.next_run(findings.settings)?;
+    let status = findings.shipping.status.as_ref()?;
+    (status.is_encrypted == Some(false)).then_some(status.remote.as_str())
 }
 
 /// What is said where there has never been one.
@@ -84,12 +104,14 @@ mod tests {
     use chrono::{DateTime, Utc};
 
     use super::super::Severity::{Critical, Warning};
+    use super::super::Shipping;
     use super::super::tests::{expect, found};
     use super::*;
     use crate::crontab::Crontab;
     use crate::inventory::Failure;
     use crate::kind::Trigger;
     use crate::machine::tests::world::{World, at};
+    use crate::offsite::Status;
     use crate::restore::drill::supervisor::{Event, Memory, Present, Supervisor};
     use crate::restore::drill::tests::{failure, success};
     use crate::restore::drill::{Drill, Outcome};
@@ -180,6 +202,17 @@ mod tests {
             check.message.ends_with("the first is due at 2026-03-15 04:00:00 UTC"),
             "{check:?}"
         );
+        // Who can write to the remote has no part in this machine where it is encrypted.
+        for (is_encrypted, words) in
+            [(Some(false), "whoever can write there"), (Some(true), "is due"), (None, "is due")]
+        {
+            let remote = "s3:bucket/main".to_string();
+            let status = Status { remote, is_encrypted, ..Status::default() };
+            let shipping = Shipping { status: Some(status), ..Shipping::default() };
+            let check = super::drill(&Findings { shipping, drills: &drills, ..found(&w) });
+            assert!(check.message.contains(words), "{check:?}");
+            assert_eq!(check.severity == Warning, is_encrypted == Some(false), "{check:?}");
+        }
         w.now = at("2026-03-15T04:00:00") + HOUR;
         step(&mut drills, &w, Event::Tick, true);
         judge(&w, &drills, &[]);

@@ -539,7 +539,7 @@ fn wal_gap(findings: &Findings<'_>) -> Check {
     {
         return critical(name, &**message, hint);
     }
-    if let Some(Refusal { message, hint }) =
+    if let Some(Refusal { message, hint, .. }) =
         recovery::nothing_restorable(inventory, findings.system_id)
     {
         return critical(

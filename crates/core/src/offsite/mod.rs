@@ -7,6 +7,7 @@
 
 pub mod bandwidth;
 pub mod expiry;
+pub mod limits;
 pub mod lineage;
 pub mod owner;
 pub mod supervisor;
@@ -192,6 +193,9 @@ pub struct Status {
     pub remote: String,
     /// rclone's version.
     pub rclone: Option<String>,
+    /// Whether rclone or pgBackRest encrypts what is there, so that nobody else can write backups
+    /// that a restore takes; `None` until that is known.
+    pub is_encrypted: Option<bool>,
     /// What it does.
     pub phase: Phase,
     /// Why the phase is `Fenced` or `Failing`.

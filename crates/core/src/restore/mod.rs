@@ -14,6 +14,7 @@ pub mod catalog;
 pub mod drill;
 pub mod plan;
 pub mod points;
+pub mod records;
 pub mod target;
 
 use crate::inventory::Failure;
@@ -26,18 +27,25 @@ pub struct Refusal {
     pub message: String,
     /// The nearest that can be, and what to type for it.
     pub hint: String,
+    /// Recovery ended before the end of its plan. The data directory was written to.
+    pub is_short: bool,
 }
 
 impl Refusal {
     /// A refusal in these words.
     pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
-        Refusal { message: message.into(), hint: hint.into() }
+        Refusal { message: message.into(), hint: hint.into(), is_short: false }
+    }
+
+    /// Says that recovery ended before the end of its plan.
+    pub fn short(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
+        Refusal { is_short: true, ..Refusal::new(message, hint) }
     }
 }
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Refusal {
-        Refusal { message: failure.message, hint: failure.hint }
+        Refusal::new(failure.message, failure.hint)
     }
 }
 
