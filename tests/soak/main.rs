@@ -167,3 +167,24 @@ pub(crate) fn guarded(
         tally.words.push(format!("not played to its end: {words}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_of_promises_names_what_is_counted() {
+        let page = include_str!("../../docs/promises.md");
+        let items = page.lines().filter_map(|line| line.strip_prefix("- "));
+        let named: Vec<String> = items.map(|item| item.replace('`', "")).collect();
+        for (what, _) in Tally::default().findings() {
+            assert!(named.iter().any(|it| it == what), "{what}");
+        }
+        // Both languages say the same: as many headings, rows and items, in the same order.
+        let shape = |page: &str| -> Vec<char> {
+            let first = page.lines().filter_map(|line| line.chars().next());
+            first.filter(|it| ['#', '|', '-'].contains(it)).collect()
+        };
+        assert_eq!(shape(page), shape(include_str!("../../docs/promises.zh-CN.md")));
+    }
+}
