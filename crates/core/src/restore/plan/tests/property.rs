@@ -417,11 +417,15 @@ fn meaning(world: &World, line: &[Record], target: &Target) -> Option<Vec<Record
     Some(line[..count].to_vec())
 }
 
-/// The newest restore point of a name that was recorded.
+/// The newest restore point of a name that was recorded. Where the history file of the line's
+/// timeline is missing, it is not known that the points of earlier timelines are on the line.
 fn recorded(world: &World, line: &[Record], name: &str) -> Option<usize> {
     let points = &world.catalog.restore_points;
+    let own = line.last()?.timeline;
+    let knows = |timeline| timeline == own || world.catalog.histories.contains_key(&own);
     let is_recorded = |it: &Record| {
-        points.iter().any(|point| (point.timeline, point.lsn) == (it.timeline, it.end))
+        knows(it.timeline)
+            && points.iter().any(|point| (point.timeline, point.lsn) == (it.timeline, it.end))
     };
     line.iter().rposition(|it| it.kind == Kind::Name(name.to_string()) && is_recorded(it))
 }
