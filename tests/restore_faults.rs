@@ -1407,6 +1407,37 @@ fn configuration_that_lay_elsewhere_comes_back_beside_the_data_directory() {
 }
 
 #[test]
+fn a_tablespace_that_is_newer_than_the_backup_is_made() {
+    let remote = Remote::new("newer_space", Kind::WebDav);
+    let original = shipping(Cluster::with_identity("newer_space"), &remote);
+    let space = original.directory().join("space");
+    original.installation().private_directory(&space).expect("the directory is ours");
+    original.sql(&format!("create tablespace space location '{}'", space.display()));
+    original.sql(
+        "create table t tablespace space as
+             select i, 'new' as filler from generate_series(1, 100) i",
+    );
+    wait_for_shipped(&original);
+    let content = original.value(CONTENT);
+    original.vanish();
+    fs::remove_dir_all(&space).expect("nobody is left who writes there");
+
+    let remote_arguments = from(&remote);
+    let place = Place::new("space-is-made");
+    // Where it cannot be made, the command says who can, and goes on.
+    fs::write(&space, "in the way").expect("the directory is ours");
+    let arguments = [&texts(&remote_arguments)[..], &["--original"]].concat();
+    let (code, words) = place.run("restore", &[&["--no-start"], &arguments[..]].concat());
+    assert_eq!(code, 1, "{words}");
+    assert!(words.contains(&space.display().to_string()), "{words}");
+    fs::remove_file(&space).expect("it is ours");
+    let cluster = place.restore(&arguments);
+    assert_eq!(cluster.value(CONTENT), content);
+    let held = fs::read_dir(&space).expect("it was made").count();
+    assert_eq!(held, 1, "the restored cluster's own directory is in it");
+}
+
+#[test]
 fn an_encrypted_repository_needs_its_passphrase() {
     let remote = Remote::new("encrypted", Kind::WebDav);
     let cluster = Cluster::with_identity("encrypted");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use nrt_core::restore::Refusal;
@@ -84,13 +85,14 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let begin = Instant::now();
     match restore(arguments) {
         Ok(Some(report)) if arguments.json => {
             println!("{:#}", report_json(&report));
             ExitCode::SUCCESS
         }
         Ok(Some(report)) => {
-            print!("{}", report_text(&report, Utc::now()));
+            print!("{}", report_text(&report, begin.elapsed()));
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
@@ -189,7 +191,7 @@ fn seconds(value: f64) -> String {
     }
 }
 
-fn report_text(report: &Report, _now: DateTime<Utc>) -> String {
+fn report_text(report: &Report, elapsed: Duration) -> String {
     let mut lines = Vec::new();
     if let Some(recovered) = &report.recovered {
         let zone = zone();
@@ -219,7 +221,13 @@ fn report_text(report: &Report, _now: DateTime<Utc>) -> String {
             format_size(phases.replayed_bytes)
         ));
     }
-    lines.push(format!("took       {}: {}", seconds(phases.total()), took.join(", ")));
+    // Signs of life were waited for, files moved, the server started.
+    let rest = elapsed.as_secs_f64() - phases.total();
+    if rest >= 0.1 {
+        took.push(format!("waiting, and starting the server {}", seconds(rest)));
+    }
+    let total = phases.total().max(elapsed.as_secs_f64());
+    lines.push(format!("took       {}: {}", seconds(total), took.join(", ")));
     if let Some(aside) = &report.aside {
         lines.push(format!("kept       what was there before is \"{}\"", aside.display()));
     }

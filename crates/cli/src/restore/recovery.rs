@@ -304,6 +304,13 @@ impl Run<'_> {
                             .to_string(),
                     ));
                 }
+                if let Some(directory) = server.told.lacks_directory() {
+                    // Nothing is there: the original's, which would be in the way, is not either.
+                    make_tablespace(&directory)?;
+                    drop(server);
+                    server = Private::start(programs, data, &words, &self.work, &settings)?;
+                    continue;
+                }
                 return Err(Refusal::new(
                     format!("recovery stopped: {}", server.told.last_words()),
                     format!(
@@ -357,6 +364,25 @@ impl Run<'_> {
             last_commit: said.last_end,
         })
     }
+}
+
+/// Makes the directory of a tablespace that the WAL creates: the backup is older than it is.
+fn make_tablespace(directory: &Path) -> Result<(), Refusal> {
+    let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(directory);
+    made.map_err(|error| {
+        let user = rustix::process::geteuid().as_raw();
+        Refusal::new(
+            format!(
+                "the WAL creates a tablespace in \"{}\", which is not here and cannot be made: \
+                 {error}",
+                directory.display()
+            ),
+            format!(
+                "As root: install -d -m 0700 -o {user} '{}'. The same command goes on then.",
+                directory.display()
+            ),
+        )
+    })
 }
 
 /// The end of the newest segment that holds something.

@@ -508,6 +508,13 @@ impl Told {
         self.error.as_ref().is_some_and(|it| words.iter().any(|known| it.starts_with(known)))
     }
 
+    /// The directory of a tablespace that the WAL creates, if it ended because that is not there.
+    pub(crate) fn lacks_directory(&self) -> Option<PathBuf> {
+        let named = self.error.as_ref()?.strip_prefix("directory \"")?;
+        let path = PathBuf::from(named.strip_suffix("\" does not exist")?);
+        path.is_absolute().then_some(path)
+    }
+
     /// What it said last of an error, or at all.
     pub(crate) fn last_words(&self) -> String {
         // What is wrong in a configuration is only logged.
@@ -604,6 +611,9 @@ mod tests {
         assert!(!told.lacks_prepared());
         told.hear("FATAL:  maximum number of prepared transactions reached");
         assert!(told.lacks_prepared());
+        assert_eq!(told.lacks_directory(), None);
+        told.hear("FATAL:  directory \"/srv/new space\" does not exist");
+        assert_eq!(told.lacks_directory(), Some(PathBuf::from("/srv/new space")));
         told.hear("postgres: could not access the server configuration file");
         assert!(told.last_words().contains("could not access"));
     }

@@ -693,9 +693,11 @@ fn other_instance(owner: &Owner) -> Failure {
              shipped from here",
             owner.host
         ),
-        hint: "If that one is gone for good, run \"nrt-backup takeover\" here; otherwise set \
-               nrt_backup.name to another name."
-            .to_string(),
+        hint:
+            "This server takes the remote over by itself when that one has given no sign of life \
+               for a minute; \"nrt-backup takeover\" does so at once. If both are to live, set \
+               nrt_backup.name to another name here."
+                .to_string(),
     }
 }
 

@@ -37,6 +37,9 @@ pub struct Overview {
     pub backups: Vec<Listed>,
     /// The newest restore points, oldest first.
     pub restore_points: Vec<RestorePoint>,
+    /// How many restore points are older than those.
+    #[serde(default)]
+    pub earlier_restore_points: usize,
 }
 
 /// A backup of an overview.
@@ -291,6 +294,7 @@ impl Overview {
             complete_until: catalog.complete_until,
             windows: windows.to_vec(),
             backups: backups.collect(),
+            earlier_restore_points: points.len().saturating_sub(RESTORE_POINTS),
             restore_points: points.split_off(points.len().saturating_sub(RESTORE_POINTS)),
         }
     }
@@ -308,13 +312,16 @@ impl Overview {
         }
         let backups: Vec<String> = self.backups.iter().map(|it| listed_words(it, zone)).collect();
         rows.row("backups", &or_none(&backups));
-        let points: Vec<String> = self
+        let mut points: Vec<String> = self
             .restore_points
             .iter()
             .map(|RestorePoint { name, timeline, lsn, at }| {
                 format!("{name:?} at {}, {lsn} on timeline {timeline}", written(*at, zone))
             })
             .collect();
+        if self.earlier_restore_points > 0 {
+            points.insert(0, format!("{} earlier ones are not shown", self.earlier_restore_points));
+        }
         rows.row("named points", &or_none(&points));
         rows.0
     }

@@ -243,8 +243,11 @@ backups      20260101-000600F, full, ended at 2026-01-01 00:06:00 UTC, timeline 
              20260101-000600F_20260101-022000I, incr, ended at 2026-01-01 02:22:00 UTC, timeline 2, 10 MB in 1 MB; cannot be used: it needs backup 20260101-000600F: it is damaged
 "
     );
-    assert!(points.starts_with(" \"n5\" at 2026-01-01 00:05:00 UTC, 0/140000 on timeline 1\n"));
-    assert_eq!(points.lines().count(), 20);
+    let (earlier, shown) = points.split_once('\n').expect("lines");
+    assert_eq!(earlier.trim(), "5 earlier ones are not shown");
+    let first = "\"n5\" at 2026-01-01 00:05:00 UTC, 0/140000 on timeline 1\n";
+    assert!(shown.trim_start().starts_with(first), "{shown}");
+    assert_eq!(points.lines().count(), 21);
     // In another zone, with a gap, and more than one backup.
     let gap = super::rules::world(
         &[(1, None, 40)],
