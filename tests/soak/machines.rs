@@ -57,6 +57,8 @@ pub(crate) fn play(seed: u64, scenarios: usize, log: &Log, tally: &mut Tally) {
     let remote = Remote::new(&format!("soak-{seed}"), script.remote);
     let cluster = Cluster::on_disk(&format!("soak-{seed}"));
     let cluster = configured(remote.configure(cluster), script.interval);
+    // pg_rewind reads the WAL since the last checkpoint before the fork.
+    let cluster = cluster.setting("wal_keep_size", "1GB");
     let first = Machine::new(seed << 8);
     cluster.boot(first.clone());
     let world = World::of(cluster, remote, log.clone(), &script);
@@ -300,6 +302,7 @@ impl Machines {
 
     fn prepared(&self, cluster: Cluster) -> Cluster {
         configured(self.world.remote.configure(cluster), self.interval)
+            .setting("wal_keep_size", "1GB")
     }
 
     /// Rows that the production does not hold are gone, whatever was said of them.
