@@ -189,6 +189,10 @@ fn restore_points_are_known_off_site_and_come_back_from_there() {
     // What nobody can restore to any more goes with the backups.
     cluster.sql("select nrt_backup_now('full')");
     wait_for_offsite(&cluster, 2);
+    // Without this retention the old backup would count as lost here, and stay there.
+    let retention = "exclude=nrt_backup/\n[global:expire]\nrepo1-retention-full=1";
+    own_configuration(&cluster, &cluster.repository(), retention);
+    cluster.reload();
     expire_all_but_the_newest(&cluster);
     wait_for_offsite(&cluster, 1);
     let there = remote.files(NAME);
