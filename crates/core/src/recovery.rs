@@ -47,6 +47,12 @@ pub fn windows(
         let holds = |it: &&ArchiveRange| it.timeline <= timeline && it.from < to && to <= it.to;
         ranges.iter().rfind(holds)?.newest_time
     };
+    // The segment in which a new timeline begins is archived when it is full: until then no WAL lies
+    // behind the end of the archive.
+    let goes_on = |to: Lsn| {
+        ranges.iter().any(|it| it.from >= to)
+            || catalog.backups.iter().any(|it| it.stop_lsn.is_some_and(|stop| stop > to))
+    };
     plan::windows(&catalog)
         .into_iter()
         .map(|window| Window {
@@ -57,7 +63,7 @@ pub fn windows(
             to: window.to_lsn,
             first_backup: window.backup,
             backups: window.backups,
-            gap_until: window.gap_until,
+            gap_until: window.gap_until.filter(|_| goes_on(window.to_lsn)),
         })
         .collect()
 }
@@ -311,6 +317,13 @@ mod tests {
                 vec![a, b],
                 &[],
                 vec![window(1, 2.5, 5.0, "a", 1, None), window(2, 6.5, 8.0, "b", 1, None)],
+            ),
+            // Right after a promotion: the segment in which the timeline begins is not full yet.
+            (
+                vec![(1, 2, 5)],
+                vec![a],
+                &[(2, &[(1, 5.5)])],
+                vec![window(1, 2.5, 5.0, "a", 1, None)],
             ),
             // After a restore to an earlier point, twice.
             (
