@@ -29,6 +29,21 @@ const INSTANTS: u32 = 20;
 /// Rows, and what they hold.
 const CONTENT: &str = "select count(*) || ' ' || md5(string_agg(t::text, ' ' order by i)) from t";
 
+/// Has the owner on a remote say that everything up to a position of timeline 1 was shipped, and
+/// nothing more.
+fn promise(remote: &Remote, flushed: Lsn) {
+    for name in ["owner.json", "owner.json.copy"] {
+        let path = remote.files(NAME).join(name);
+        let Ok(text) = fs::read(&path) else { continue };
+        let mut owner: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+        owner["shipped"] = serde_json::json!({"timeline": 1, "flushed": flushed.to_string()});
+        fs::write(&path, owner.to_string()).expect("it is ours");
+    }
+    // What lists its files has known them for up to a second.
+    remote.kill();
+    remote.start();
+}
+
 fn pid(child: &Child) -> i32 {
     i32::try_from(child.id()).expect("a process number")
 }
@@ -338,7 +353,8 @@ fn a_segment_that_was_on_its_way_to_the_archive_is_in_the_tail() {
     let archive = remote.files(NAME).join("repository/archive/main");
     let stored = contents(&archive).into_iter().find(|(path, _)| path.contains(&segment));
     let (path, packed) = stored.expect("it is archived");
-    fs::write(archive.join(path), &packed[..packed.len() / 2]).expect("it is ours");
+    let archived = archive.join(path);
+    fs::write(&archived, &packed[..packed.len() / 2]).expect("it is ours");
     let size = 1 << 20;
     let segment = Segment::parse(&segment, size).expect("a segment's name");
     let [start, middle, end] = [0, size / 2, size].map(|at| Lsn(segment.start(size).0 + at));
@@ -363,13 +379,30 @@ fn a_segment_that_was_on_its_way_to_the_archive_is_in_the_tail() {
 
     // Where the tail has only half of it, too, it is named.
     fs::remove_file(piece_of(middle, end)).expect("it is ours");
-    remote.kill();
-    remote.start();
+    promise(&remote, end);
     let place = Place::new("half-of-it");
     let (code, text) = place.run("restore", &arguments);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains(&segment.name(size)) && text.contains("is damaged"), "{text}");
     assert!(!is_promoted(&place.cluster));
+    drop(place);
+
+    // Behind the last promise it is where the WAL ends, and what lies further on is out of reach.
+    promise(&remote, start);
+    for is_empty in [false, true] {
+        if is_empty {
+            // A remote that is full keeps the name.
+            fs::write(&archived, b"").expect("it is ours");
+            remote.kill();
+            remote.start();
+        }
+        let place = Place::new("half-is-the-end");
+        let text = place.restored(&arguments);
+        assert!(text.contains("had not arrived yet"), "{text}");
+        assert_eq!(text.contains("is not counted on"), !is_empty, "{text}");
+        place.cluster.start();
+        assert_eq!(place.cluster.value("select count(*) from t where i > 50"), "0");
+    }
 }
 
 #[test]
@@ -520,7 +553,9 @@ fn what_is_damaged_is_named_and_there_is_a_way_around_it() {
     wait_for_shipped(&cluster);
     let content = cluster.value(CONTENT);
     let archived = "select count(*) from t where i <= 300";
+    let shipped: Lsn = cluster.value("select shipped_lsn from nrt.status").parse().expect("an LSN");
     cluster.vanish();
+    promise(&remote, shipped);
 
     let files = remote.files(NAME);
     let remote_arguments = from(&remote);
@@ -621,6 +656,8 @@ fn what_is_damaged_is_named_and_there_is_a_way_around_it() {
     let pieces: Vec<PathBuf> = contents(&tail).into_keys().map(|path| tail.join(path)).collect();
     let before: Vec<Vec<u8>> = pieces.iter().map(|path| whole(path)).collect();
     pieces.iter().for_each(|path| damage(path));
+    let segments = contents(&tail).into_keys().filter_map(|path| Piece::parse(&path, 16 << 20));
+    let begins = segments.map(|it| it.from).min().expect("the tail is there");
     let place = Place::new("tail");
     let (code, text) = place.run("restore", &arguments);
     assert_eq!(code, 1, "{text}");
@@ -631,6 +668,14 @@ fn what_is_damaged_is_named_and_there_is_a_way_around_it() {
     place.cluster.start();
     assert_eq!(place.cluster.value("select count(*) from t"), "300");
     assert_eq!(place.cluster.value(archived), "300");
+    drop(place);
+    // Nothing had been promised of it: it was cut on its way, and the WAL ends there.
+    promise(&remote, begins);
+    let place = Place::new("tail-is-the-end");
+    let text = place.restored(&arguments);
+    assert!(text.contains("is damaged") && text.contains("the plan ends at"), "{text}");
+    place.cluster.start();
+    assert_eq!(place.cluster.value("select count(*) from t"), "300");
     drop(place);
     for (path, content) in pieces.iter().zip(before) {
         fs::write(path, content).expect("it is ours");

@@ -12,16 +12,21 @@ use nrt_core::pgbackrest::manifest::{Manifest, parse_manifest};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Catalog;
 use nrt_core::restore::drill::Phases;
-use nrt_core::restore::plan::{Plan, plan};
-use nrt_core::restore::target::Target;
+use nrt_core::restore::plan::{Plan, plan, surely_there};
+use nrt_core::restore::target::{Point, Target};
 
 use super::CHOICES;
+use super::place::unusable;
 use super::read::{self, Found, OwnWal};
 use super::server::Programs;
 use super::source::{Place, Source};
-use super::wal::{self, Shelf};
+use super::wal::{self, Shelf, Store};
 use super::waldump::Dump;
 use super::work::Work;
+
+/// How many archived segments behind the last promise are read before a plan counts on them: the
+/// newest ones.
+const READ_BEFOREHAND: usize = 16;
 
 /// A plan, with all that was read for it.
 pub(crate) struct Planned {
@@ -64,7 +69,7 @@ pub(crate) fn make_plan(
     rates: Option<&Phases>,
 ) -> Result<Planned, Refusal> {
     let begin = Instant::now();
-    let xids = matches!(target.point, nrt_core::restore::target::Point::Xid(_));
+    let xids = matches!(target.point, Point::Xid(_));
     let (source, Found { mut catalog, mut shelf, owner }) =
         look(place, stanza, data, work, own, xids)?;
     let read_at = Instant::now();
@@ -86,6 +91,7 @@ pub(crate) fn make_plan(
         },
         directory: work.look(),
     };
+    let mut cut = None;
     for _ in 0..CHOICES {
         let mut chosen = plan(&catalog, target, &mut dump, Utc::now(), rates)?;
         chosen.warnings.extend(damaged.clone());
@@ -107,6 +113,15 @@ pub(crate) fn make_plan(
             continue;
         }
         shelf.stretches.clone_from(&chosen.wal);
+        if cut.is_none() {
+            let found = leave_out_cut(&source, &chosen, work, &mut catalog, &mut shelf)?;
+            let is_shorter = !found.is_empty();
+            cut = Some(found);
+            if is_shorter {
+                continue;
+            }
+        }
+        chosen.warnings.extend(cut.into_iter().flatten());
         return Ok(Planned {
             plan: chosen,
             catalog,
@@ -130,10 +145,23 @@ fn leave_out_damaged(
     catalog: &mut Catalog,
     shelf: &mut Shelf,
 ) -> Result<Option<String>, Refusal> {
-    let damaged = wal::damaged_pieces(source, shelf)?;
-    if damaged.is_empty() {
+    let paths = forget_damaged_pieces(source, None, catalog, shelf)?;
+    if paths.is_empty() {
         return Ok(None);
     }
+    let place = source.name();
+    Ok(Some(format!("of the WAL tail at {place} is damaged, and left out: {}", paths.join(", "))))
+}
+
+/// Takes the damaged objects of the tail, or of one segment of it, out of what a plan counts on.
+/// Their paths.
+fn forget_damaged_pieces(
+    source: &Source,
+    segment: Option<&str>,
+    catalog: &mut Catalog,
+    shelf: &mut Shelf,
+) -> Result<Vec<String>, Refusal> {
+    let damaged = wal::damaged_pieces(source, shelf, segment)?;
     let paths: Vec<String> = damaged.iter().map(|it| it.path(shelf.segment_size)).collect();
     for of_segment in shelf.tail.values_mut() {
         of_segment.retain(|path| !paths.contains(path));
@@ -141,8 +169,62 @@ fn leave_out_damaged(
     for piece in &damaged {
         catalog.wal.remove(piece);
     }
-    let place = source.name();
-    Ok(Some(format!("of the WAL tail at {place} is damaged, and left out: {}", paths.join(", "))))
+    Ok(paths)
+}
+
+/// Takes archived segments that a remote did not take as a whole out of what a plan counts on, with
+/// a warning for each.
+///
+/// A remote that was full, or cut off, when the server vanished keeps a part of an object under its
+/// name. Nothing was promised that rests on it. So segments behind the last promise are read before
+/// a plan for the newest state counts on them; they are few, and a restore needs them anyway. A
+/// damaged segment before the promise is a loss, which the restore refuses.
+fn leave_out_cut(
+    source: &Source,
+    chosen: &Plan,
+    work: &Work,
+    catalog: &mut Catalog,
+    shelf: &mut Shelf,
+) -> Result<Vec<String>, Refusal> {
+    if chosen.target.point != Point::Latest || source.remote.is_none() {
+        return Ok(Vec::new());
+    }
+    let size = shelf.segment_size;
+    let promised = surely_there(catalog, chosen.timeline)?;
+    let mut segments = shelf.segments();
+    segments.retain(|it| it.end(size) > promised && shelf.archived.contains_key(&it.name(size)));
+    let first = segments.len().saturating_sub(READ_BEFOREHAND);
+    let directory = work.look();
+    std::fs::create_dir_all(&directory).map_err(|error| unusable(&directory, &error))?;
+    let mut warnings = Vec::new();
+    for segment in segments.drain(first..) {
+        let name = segment.name(size);
+        let store = Store { source, shelf, directory: directory.clone() };
+        // It may have been damaged on its way here.
+        let mut got = store.get(&name);
+        for _ in 1..wal::TRIES {
+            if !matches!(&got, Err(trouble) if trouble.is_damaged) {
+                break;
+            }
+            got = store.get(&name);
+        }
+        let _ = std::fs::remove_file(directory.join(&name));
+        match got {
+            Ok(_) => {}
+            Err(trouble) if trouble.is_damaged => {
+                shelf.archived.remove(&name);
+                catalog.wal.forget_archived(segment);
+                forget_damaged_pieces(source, Some(&name), catalog, shelf)?;
+                warnings.push(format!(
+                    "{}: it arrived behind {promised}, up to which all had arrived, and is not \
+                     counted on",
+                    trouble.refusal.message
+                ));
+            }
+            Err(trouble) => return Err(trouble.refusal),
+        }
+    }
+    Ok(warnings)
 }
 
 pub(super) fn manifest_of(source: &Source, label: &str) -> Result<Option<Manifest>, Refusal> {

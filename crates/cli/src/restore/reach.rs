@@ -13,7 +13,7 @@ use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::tail::{history_name, parse_history};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Stretch;
-use nrt_core::restore::plan::{Plan, Recovery};
+use nrt_core::restore::plan::{Plan, Recovery, surely_there};
 use nrt_core::restore::records::{End, Stop, Walk};
 use nrt_core::restore::target::Point;
 
@@ -21,7 +21,7 @@ use super::Run;
 use super::place::unusable;
 use super::planning::Planned;
 use super::server::{Programs, Told};
-use super::wal::{Shelf, Store};
+use super::wal::{Shelf, Store, Trouble};
 use super::waldump::Dump;
 
 /// Where a plan's WAL ends.
@@ -79,14 +79,29 @@ impl Run<'_> {
                 ways_on(end),
             ));
         }
-        let segments = unproved(&planned.shelf);
-        let Some(found) = self.walk(planned, &segments)? else { return Ok(()) };
+        let backup = planned.catalog.backups.iter().find(|it| it.label == planned.plan.backup);
+        let consistent = backup.and_then(|it| it.stop_lsn).unwrap_or(end);
+        let promised = surely_there(&planned.catalog, planned.plan.timeline)?;
+        let found = match self.walk(planned, &unproved(&planned.shelf)) {
+            // What arrived behind the last promise may have been cut on its way.
+            Err(Trouble { refusal, reached: Some(reached), .. })
+                if reached >= promised.max(consistent) =>
+            {
+                cut(planned, reached);
+                planned.plan.warnings.push(format!(
+                    "{}: all had arrived up to {promised}, and the plan ends at {reached}",
+                    refusal.message
+                ));
+                self.walk(planned, &unproved(&planned.shelf))
+            }
+            found => found,
+        };
+        let Some(found) = found.map_err(|trouble| trouble.refusal)? else { return Ok(()) };
+        let end = end_of(&planned.plan);
         let Stop::Invalid(why) = found.stop else { return Ok(()) };
         if self.is_valid_to_postgres(planned, programs, found.lsn, end)? {
             return Ok(());
         }
-        let backup = planned.catalog.backups.iter().find(|it| it.label == planned.plan.backup);
-        let consistent = backup.and_then(|it| it.stop_lsn).unwrap_or(end);
         let words = format!(
             "the WAL at {} is damaged: the plan ends at {end}, and the record at {} is not valid \
              ({why})",
@@ -102,7 +117,7 @@ impl Run<'_> {
 
     /// Where the records end in segments that follow each other up to the plan's end; `None` if
     /// there are none.
-    fn walk(&self, planned: &Planned, segments: &[Segment]) -> Result<Option<End>, Refusal> {
+    fn walk(&self, planned: &Planned, segments: &[Segment]) -> Result<Option<End>, Trouble> {
         let shelf = &planned.shelf;
         let Some(first) = segments.first() else { return Ok(None) };
         let directory = self.work.look();
@@ -112,7 +127,7 @@ impl Run<'_> {
         let mut walk = Walk::new(begins, end_of(&planned.plan), shelf.segment_size);
         for segment in segments {
             let name = segment.name(shelf.segment_size);
-            store.get(&name).map_err(|trouble| trouble.refusal)?;
+            store.get(&name)?;
             let path = directory.join(&name);
             let bytes = fs::read(&path).map_err(|error| unusable(&path, &error))?;
             let _ = fs::remove_file(&path);
@@ -184,7 +199,7 @@ impl Run<'_> {
             .into_iter()
             .filter(|it| it.end(shelf.segment_size) > reached)
             .collect();
-        let found = self.walk(planned, &segments)?;
+        let found = self.walk(planned, &segments).map_err(|trouble| trouble.refusal)?;
         // A record that was being written when the last of it was shipped is no loss.
         if found.is_some_and(|it| it.lsn == reached && it.stop == Stop::CutOff) {
             return Ok(None);

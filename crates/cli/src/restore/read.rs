@@ -78,7 +78,7 @@ pub(crate) fn read(
     let mut shelf = Shelf { segment_size, ..Shelf::default() };
     let mut histories = BTreeMap::new();
     let (mut segments, mut stored) = (0_u64, 0_u64);
-    for file in source.list(&below)? {
+    for file in source.list(&below)?.into_iter().filter(|it| it.size > 0) {
         let name = file.path.rsplit('/').next().unwrap_or_default();
         let path = format!("{archive_id}/{}", file.path);
         if let Some(timeline) = name.strip_suffix(".history") {
@@ -100,7 +100,8 @@ pub(crate) fn read(
     let mut tail_stored = 0;
     let (mut restore_points, mut next_xids) = (Vec::new(), BTreeMap::new());
     let owner = source.owner()?;
-    for entry in tail {
+    // A full or vanished remote keeps the names of objects that it did not take.
+    for entry in tail.into_iter().filter(|it| it.size > 0) {
         let Some(piece) = Piece::parse(&entry.path, segment_size) else { continue };
         wal.add(piece, 0);
         tail_stored += u64::try_from(entry.size).unwrap_or(0);

@@ -109,12 +109,14 @@ pub(crate) struct Trouble {
     /// In words.
     pub(crate) refusal: Refusal,
     /// It is there, and not what it should be: what is tried again comes to the same.
-    is_damaged: bool,
+    pub(super) is_damaged: bool,
+    /// Up to here the tail's objects lead in this segment, where one of them is damaged.
+    pub(super) reached: Option<Lsn>,
 }
 
 impl From<Refusal> for Trouble {
     fn from(refusal: Refusal) -> Trouble {
-        Trouble { refusal, is_damaged: false }
+        Trouble { refusal, is_damaged: false, reached: None }
     }
 }
 
@@ -200,6 +202,7 @@ impl Store<'_> {
             return Ok(bytes);
         }
         let place = self.source.name();
+        let reached = damaged.as_ref().map(|(reached, _)| *reached);
         let refusal = match damaged {
             Some((reached, path)) => Refusal::new(
                 format!("\"{DIRECTORY}/{path}\" at {place} is damaged: the WAL from {reached} on"),
@@ -211,7 +214,7 @@ impl Store<'_> {
                 "Plan anew: nrt-backup plan.",
             ),
         };
-        Err(Trouble { refusal, is_damaged: true })
+        Err(Trouble { refusal, is_damaged: true, reached })
     }
 
     fn archived(&self, path: &str) -> Result<Option<Vec<u8>>, Trouble> {
@@ -228,7 +231,7 @@ impl Store<'_> {
                 "If the original server is there, \"nrt-backup check\" there names it, too. \
                  Restore to a point before it, or from a later backup (--backup).",
             );
-            Trouble { refusal, is_damaged: true }
+            Trouble { refusal, is_damaged: true, reached: None }
         };
         let longest = limits::packed(size);
         let packed = match self.source.archived(path, longest)? {
@@ -363,10 +366,16 @@ fn tail_piece(source: &Source, piece: &Piece, segment_size: u64) -> Result<Store
     })
 }
 
-/// The objects of the tail that are damaged, each with where its WAL begins. Reads all of them.
-pub(crate) fn damaged_pieces(source: &Source, shelf: &Shelf) -> Result<Vec<Piece>, Refusal> {
+/// The objects of the tail that are damaged, each with where its WAL begins. Reads all of them, or
+/// those of one segment.
+pub(crate) fn damaged_pieces(
+    source: &Source,
+    shelf: &Shelf,
+    segment: Option<&str>,
+) -> Result<Vec<Piece>, Refusal> {
     let mut damaged = Vec::new();
-    for path in shelf.tail.values().flatten() {
+    let of_segment = |name: &&String| segment.is_none_or(|it| it == **name);
+    for path in shelf.tail.iter().filter(|(name, _)| of_segment(name)).flat_map(|it| it.1) {
         let Some(piece) = Piece::parse(path, shelf.segment_size) else { continue };
         if matches!(tail_piece(source, &piece, shelf.segment_size)?, Stored::Damaged) {
             damaged.push(piece);
@@ -390,7 +399,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How often what is damaged is got again: it may have been damaged on its way.
-const TRIES: u32 = 3;
+pub(super) const TRIES: u32 = 3;
 
 /// Gets WAL ahead of replay, until it is told to stop.
 #[derive(Debug)]

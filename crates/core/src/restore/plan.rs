@@ -141,6 +141,16 @@ pub fn latest(catalog: &Catalog) -> Result<Latest, Refusal> {
     }
 }
 
+/// The position up to which all WAL on the way to a timeline was surely at the source: a hole before
+/// it is a loss, and a hole behind it is the end of the WAL.
+///
+/// # Errors
+///
+/// The way to the timeline is not known: its history file is missing.
+pub fn surely_there(catalog: &Catalog, timeline: u32) -> Result<Lsn, Refusal> {
+    Ok(Path::to(catalog, timeline)?.surely_there())
+}
+
 /// The windows of a catalog, oldest first.
 ///
 /// One that leads to a timeline begins with the backup from which it is reached, also where that

@@ -108,7 +108,7 @@ impl<'a> Path<'a> {
     }
 
     /// All WAL before this position was there once, if it is on this way.
-    fn surely_there(&self) -> Lsn {
+    pub(super) fn surely_there(&self) -> Lsn {
         const ALL: Lsn = Lsn(u64::MAX);
         let leg_of = |timeline: u32| self.legs.iter().find(|leg| leg.timeline == timeline);
         let promised = match self.catalog.shipped {
