@@ -1,12 +1,10 @@
 //! Shows that the extension never hurts the server that it lives in: it waits for no lock, leaves
 //! another archiver alone, and its backups neither stop by a time zone nor take the machine.
 
-mod protected;
-
 use std::fs;
 
+use crate::protected::{SOON, archive_segment, protected, quiet, started, wait_for_health};
 use nrt_tests::{Cluster, Shutdown};
-use protected::{SOON, archive_segment, protected, quiet, started, wait_for_health};
 
 /// How far the time in the newest backup's label is ahead of its start in UTC, in minutes.
 const LABEL_AHEAD: &str = "select round(extract(epoch from
@@ -188,7 +186,7 @@ fn a_server_without_a_place_for_the_worker_says_so_and_archives_nothing() {
 
     cluster.unset("max_worker_processes");
     cluster.restart();
-    protected::wait_for_backups(&cluster, 1);
+    crate::protected::wait_for_backups(&cluster, 1);
     // Now there are backups that need the WAL, and a stanza.
     cluster.set("max_worker_processes", "1");
     cluster.restart();

@@ -4,8 +4,6 @@
 //! A child that is stopped by SIGSTOP is a backup that runs as long as a test wants, and one that
 //! does not listen to SIGTERM.
 
-mod protected;
-
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use nrt_tests::{Cluster, Process, Shutdown, SqlError, is_root, kill, wait_until};
-use protected::{
+use crate::protected::{
     SOON, history, own_configuration, protected, quiet, started, verify, verify_with,
     wait_for_backups, wait_for_health, wait_for_no_orphans,
 };
+use nrt_tests::{Cluster, Process, Shutdown, SqlError, is_root, kill, wait_until};
 use rustix::process::Signal;
 
 /// How long a server may take to stop in the middle of a backup.

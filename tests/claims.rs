@@ -1,19 +1,15 @@
 //! Holds what a server says of how far it is protected against what a restore comes to.
 
-mod offsite;
-mod protected;
-mod restoring;
-
 use std::fs;
 
-use chrono::Utc;
-use nrt_tests::{Cluster, Kind, Remote, Shutdown, kill, wait_until};
-use offsite::{
+use crate::offsite::{
     AGAIN, NAME, all_well, contents, nrt_backup, owner_of, shipping, started, told,
     wait_for_shipped,
 };
-use protected::{SOON, wait_for_health};
-use restoring::{Place, from, texts};
+use crate::protected::{SOON, wait_for_health};
+use crate::restoring::{Place, from, texts};
+use chrono::Utc;
+use nrt_tests::{Cluster, Kind, Remote, Shutdown, kill, wait_until};
 use rustix::process::Signal;
 
 /// The history files in the archive of a repository.

@@ -1,19 +1,15 @@
 //! Shows that the everyday commands do on a real server what they say, and say what they did.
 
-mod offsite;
-mod protected;
-mod restoring;
-
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use crate::offsite::{NAME, nrt_backup, shipping, wait_for_shipped, words};
+use crate::protected::{SOON, archive_segment, protected, quiet, wait_for_backups};
+use crate::restoring::{Place, from, texts};
 use nrt_tests::{Cluster, Kind, Remote, Shutdown, is_root, kill, wait_until};
-use offsite::{NAME, nrt_backup, shipping, wait_for_shipped, words};
-use protected::{SOON, archive_segment, protected, quiet, wait_for_backups};
-use restoring::{Place, from, texts};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -207,7 +203,7 @@ fn a_backup_that_cannot_be_had_is_refused_and_a_bad_request_disturbs_nobody() {
 fn the_wal_is_shown_and_the_worker_starts_anew() {
     let cluster = slow("commands_wal").setting("nrt_backup.wal_growth_threshold", "77MB");
     to_be_broken(&cluster);
-    let cluster = protected::started(cluster);
+    let cluster = crate::protected::started(cluster);
     let before = json(&cluster, &["wal", "status", "--json"]);
     cluster.sql("create table t as select generate_series(1, 100000)");
     // Before the switch: what the server writes by itself after it is in a segment that nobody ends.

@@ -1,20 +1,17 @@
 //! Copies of a server know that they are copies: nothing of the original's state is used, and
 //! nothing goes into its repository or over its remote.
 
-mod offsite;
-mod protected;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use nrt_tests::{Cluster, Kind, Remote, Restore, Shutdown};
-use offsite::{
+use crate::offsite::{
     AGAIN, NAME, abandoned_backup, allow_faults, copied, owner_of, place_for_copies,
     restored_by_pgbackrest, shipped_within, shipping, told, wait_for_offsite, wait_for_shipped,
     words,
 };
-use protected::{SOON, archive_segment, quiet, wait_for_backups, wait_for_health};
+use crate::protected::{SOON, archive_segment, quiet, wait_for_backups, wait_for_health};
+use nrt_tests::{Cluster, Kind, Remote, Restore, Shutdown};
 
 /// The name of a cluster's instance.
 fn instance(cluster: &Cluster) -> String {

@@ -1,16 +1,12 @@
 //! Clusters as Debian's postgresql-common makes and starts them.
 
-mod offsite;
-mod protected;
-mod restoring;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::offsite::{AGAIN, NAME, shipping, wait_for_shipped};
+use crate::restoring::{back_up, ended, from, of, texts};
 use nrt_tests::{Cluster, Kind, Remote, is_root};
-use offsite::{AGAIN, NAME, shipping, wait_for_shipped};
-use restoring::{back_up, ended, from, of, texts};
 
 /// The name of the cluster: as `pg_lsclusters` shows it.
 const CLUSTER: &str = "shop";

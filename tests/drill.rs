@@ -1,19 +1,16 @@
 //! Shows that drills try what they say, fail when the backup or what is in it is not well, and
 //! leave nothing behind and nothing changed.
 
-mod offsite;
-mod protected;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nrt_tests::{Cluster, Kind, Process, Remote, Shutdown, SqlError, is_root, kill, wait_until};
-use offsite::{
+use crate::offsite::{
     NAME, all_well, contents, nrt_backup, owner_of, processes, shipping, wait_for_offsite,
     wait_for_shipped,
 };
-use protected::{SOON, archive_segment, quiet, wait_for_backups, wait_for_health};
+use crate::protected::{SOON, archive_segment, quiet, wait_for_backups, wait_for_health};
+use nrt_tests::{Cluster, Kind, Process, Remote, Shutdown, SqlError, is_root, kill, wait_until};
 use rustix::process::Signal;
 
 /// A query that holds a drill at its end.
@@ -24,7 +21,7 @@ const DRILL: &str = "nrt-backup drill --order";
 /// A protected cluster without a remote.
 fn local(cluster: Cluster) -> Cluster {
     cluster.allow("nrt_backup health: ");
-    protected::started(quiet(cluster))
+    crate::protected::started(quiet(cluster))
 }
 
 fn drill_now(cluster: &Cluster) -> Result<String, SqlError> {

@@ -1,13 +1,11 @@
 //! Shows that a backup starts by WAL growth when enough WAL was really written, and not before:
 //! forced segment switches move the position by 16 MB each and write next to nothing.
 
-mod protected;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::protected::{SOON, history, protected, quiet, started};
 use nrt_tests::{Cluster, Shutdown};
-use protected::{SOON, history, protected, quiet, started};
 
 /// The threshold of these tests.
 const MEGABYTE: u64 = 1 << 20;

@@ -2,17 +2,15 @@
 //! what is wrong and what to do, a backup that somebody asks for fails at once with the same words,
 //! the server and the worker go on, and when it is mended everything is well again.
 
-mod protected;
-
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nrt_tests::{Cluster, Shutdown, SqlError, is_root, kill, wait_until};
-use protected::{
+use crate::protected::{
     SOON, archive_segment, history, protected, quiet, started, wait_for_backups, wait_for_health,
 };
+use nrt_tests::{Cluster, Shutdown, SqlError, is_root, kill, wait_until};
 use rustix::fs::statvfs;
 use rustix::process::Signal;
 

@@ -1,19 +1,17 @@
 //! Follows clusters through their lives: from the first start to restore, promotion and the loss of
 //! all that the extension knows.
 
-mod protected;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-use nrt_tests::{Cluster, Process, Shutdown, wait_until};
-use protected::{
+use crate::protected::{
     SOON, archive_segment, drop_database, history, own_configuration, protected, quiet, started,
     verify, verify_with, wait_for_backups, wait_for_health,
 };
+use nrt_tests::{Cluster, Process, Shutdown, wait_until};
 
 /// The rows of a table as one text, to compare.
 const CONTENT: &str = "select count(*) || ' ' || md5(string_agg(t::text, ',' order by i)) from t";

@@ -1,7 +1,5 @@
 //! Makes clusters that ship off-site, and looks at what is there.
 
-#![allow(dead_code, reason = "every test that includes it uses another part of it")]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,20 +1,19 @@
 //! What an operator does about what is off-site: compares it, expires it, limits it, keeps others
 //! from deleting, takes it over, and restores it with other tools than ours.
 
-mod offsite;
-mod protected;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nrt_core::lsn::Lsn;
-use nrt_tests::{Cluster, Kind, Remote, Restore, Shutdown, inspect, wait_until};
-use offsite::{
+use crate::offsite::{
     AGAIN, NAME, all_well, contents, copied, kill_shipping, nrt_backup, owner_of, processes,
     restored_by_pgbackrest, shipping, started, told, wait_for_offsite, wait_for_shipped,
 };
-use protected::{SOON, archive_segment, own_configuration, wait_for_backups, wait_for_health};
+use crate::protected::{
+    SOON, archive_segment, own_configuration, wait_for_backups, wait_for_health,
+};
+use nrt_core::lsn::Lsn;
+use nrt_tests::{Cluster, Kind, Remote, Restore, Shutdown, inspect, wait_until};
 use serde_json::Value;
 
 /// A file of the repository whose path holds these parts.
@@ -43,7 +42,7 @@ fn expire(cluster: &Cluster) {
         "--repo1-retention-full=1",
         "expire",
     ]);
-    assert!(output.status.success(), "{}", offsite::words(&output));
+    assert!(output.status.success(), "{}", crate::offsite::words(&output));
 }
 
 // ------------------------------------------------------------------------------ comparing
@@ -346,7 +345,7 @@ fn a_portable_tar_is_a_repository_of_its_own() {
     tar.arg("--extract").arg("--directory").arg(&unpacked);
     tar.arg("--file").arg(copy.join(format!("full-backups/{label}.tar")));
     let output = tar.output().expect("tar is installed");
-    assert!(output.status.success(), "{}", offsite::words(&output));
+    assert!(output.status.success(), "{}", crate::offsite::words(&output));
     let set = format!("--set={label}");
     let restored = restored_by_pgbackrest("untarred", &unpacked, &[&set, "--type=immediate"]);
     restored.wait_for("select count(*) from t", "1000", SOON);

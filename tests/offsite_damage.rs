@@ -1,21 +1,17 @@
 //! Shows that damage in the repository never reaches the remote, that it is named, and that the
 //! repository is repaired from the remote.
 
-mod offsite;
-mod protected;
-mod restoring;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nrt_core::pgbackrest::ini::{Integrity, integrity};
-use nrt_tests::{Cluster, Kind, Remote, inspect, wait_until};
-use offsite::{
+use crate::offsite::{
     AGAIN, NAME, all_well, contents, copied, kill_shipping, nrt_backup, shipping, wait_for_offsite,
     wait_for_shipped,
 };
-use protected::{verify, wait_for_health};
-use restoring::{Place, back_up, from, texts};
+use crate::protected::{verify, wait_for_health};
+use crate::restoring::{Place, back_up, from, texts};
+use nrt_core::pgbackrest::ini::{Integrity, integrity};
+use nrt_tests::{Cluster, Kind, Remote, inspect, wait_until};
 
 /// Cuts a file off.
 fn cut(path: &Path, bytes: u64) {

@@ -1,7 +1,5 @@
 //! Makes clusters that the extension protects already: the first full backup is taken.
 
-#![allow(dead_code, reason = "every test that includes it uses another part of it")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;

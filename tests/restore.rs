@@ -1,19 +1,17 @@
 //! Shows that a cluster comes back with one command: from a remote after the machine is gone, to
 //! any point in time, and that what cannot be reached is refused before anything is touched.
 
-mod offsite;
-mod protected;
-mod restoring;
-
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::offsite::{
+    AGAIN, NAME, all_well, nrt_backup, owner_of, shipping, wait_for_shipped, words,
+};
+use crate::restoring::{Place, back_up, from, texts};
 use nrt_core::lsn::Lsn;
 use nrt_tests::{Cluster, Commits, Kind, Remote, Shutdown, wait_until};
-use offsite::{AGAIN, NAME, all_well, nrt_backup, owner_of, shipping, wait_for_shipped, words};
-use restoring::{Place, back_up, from, texts};
 
 #[test]
 fn one_command_brings_a_lost_machine_back() {
@@ -110,7 +108,7 @@ impl History {
         let place = Place::new(&format!("{name}-second"));
         place.cluster.set("track_commit_timestamp", "on");
         place.cluster.set("autovacuum", "off");
-        let place = Place { cluster: remote.configure(protected::quiet(place.cluster)) };
+        let place = Place { cluster: remote.configure(crate::protected::quiet(place.cluster)) };
         place.cluster.write_settings();
         let remote_arguments = from(&remote);
         let arguments = [&["--target-name=nine", "--original"], &texts(&remote_arguments)[..]];
@@ -250,7 +248,7 @@ fn what_cannot_be_reached_is_refused_and_nothing_is_changed() {
     // A gap: a segment in the middle of the WAL is gone, from the archive or the tail.
     let segment = "000000010000000000000004";
     let files = remote.files(NAME);
-    for path in offsite::contents(&files).into_keys() {
+    for path in crate::offsite::contents(&files).into_keys() {
         if path.contains(segment) {
             fs::remove_file(files.join(path)).expect("it is there");
         }
@@ -287,7 +285,7 @@ fn what_cannot_be_reached_is_refused_and_nothing_is_changed() {
     // Something of the backup itself is gone, and there is no other.
     let label = cluster_label(&remote);
     let data = remote.files(NAME).join(format!("repository/backup/main/{label}"));
-    let bundle = offsite::contents(&data).into_keys().find(|it| it != "backup.manifest");
+    let bundle = crate::offsite::contents(&data).into_keys().find(|it| it != "backup.manifest");
     fs::remove_file(data.join(bundle.expect("there is data"))).expect("it is there");
     anew();
     let (code, text) = place.run("plan", &all);
@@ -347,7 +345,7 @@ fn a_cluster_that_is_there_is_refused_or_moved_aside_or_used() {
 
 #[test]
 fn a_running_server_plans_its_own_restore() {
-    let cluster = protected::protected("planned");
+    let cluster = crate::protected::protected("planned");
     cluster.sql("create table t as select generate_series(1, 100) as i");
     let steps = |arguments: &str| {
         cluster.sql(&format!(

@@ -1,10 +1,6 @@
 //! Shows that a restore comes to its end whatever happens to it, that what is damaged or cannot be
 //! reached is named and never taken for the end, and that what exists already is left unharmed.
 
-mod offsite;
-mod protected;
-mod restoring;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
@@ -14,13 +10,13 @@ use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::offsite::{AGAIN, NAME, all_well, contents, owner_of, shipping, wait_for_shipped};
+use crate::protected::{archive_segment, verify, wait_for_health};
+use crate::restoring::{Place, back_up, ended, from, of, texts};
 use base64::Engine;
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::tail::{self, Piece};
 use nrt_tests::{Account, Cluster, Kind, Remote, Shutdown, kill, wait_until};
-use offsite::{AGAIN, NAME, all_well, contents, owner_of, shipping, wait_for_shipped};
-use protected::{archive_segment, verify, wait_for_health};
-use restoring::{Place, back_up, ended, from, of, texts};
 use rustix::process::Signal;
 
 /// How many instants of a restore are tried out.
@@ -176,7 +172,7 @@ fn a_copy_beside_its_original_harms_nothing() {
 
     // With all that the original is configured with, as on the same machine.
     let place = Place::new("copy");
-    let place = Place { cluster: remote.configure(protected::quiet(place.cluster)) };
+    let place = Place { cluster: remote.configure(crate::protected::quiet(place.cluster)) };
     let repository = original.repository().display().to_string();
     place.cluster.set("nrt_backup.repository", &repository);
     place.cluster.set("archive_mode", "on");
@@ -190,7 +186,7 @@ fn a_copy_beside_its_original_harms_nothing() {
     assert!(health.contains("this is a copy"), "{health}");
     let shipping = wait_for_health(&copy, "remote", "critical");
     assert!(shipping.contains("another instance"), "{shipping}");
-    let (code, text) = offsite::nrt_backup(&copy, &["takeover"]);
+    let (code, text) = crate::offsite::nrt_backup(&copy, &["takeover"]);
     assert!(code == 1 && text.contains("RESET archive_mode"), "{code}: {text}");
     copy.sql("insert into t select i, 'copy' from generate_series(101, 200) i");
     copy.sql("select pg_switch_wal()");
@@ -230,7 +226,7 @@ fn lost_in_many_segments(name: &str, remote: &Remote) -> String {
     // Whoever reads what was just written may write WAL, too: hints, with the pages' checksums.
     let content = cluster.value(CONTENT);
     wait_for_shipped(&cluster);
-    let shipped = offsite::told(&cluster).shipped.expect("it has shipped").flushed;
+    let shipped = crate::offsite::told(&cluster).shipped.expect("it has shipped").flushed;
     cluster.vanish();
     let holes = holes(remote, Segment::of(1, shipped, 1 << 20).number);
     assert_eq!(holes, [0; 0], "what was said to be there is missing");
@@ -459,7 +455,7 @@ fn what_cannot_be_reached_is_never_the_end_of_the_wal() {
 
     // Without rclone there is nothing to wait for.
     let (place, child) = begin("no-rclone");
-    let rclone = offsite::processes(&place.cluster, " rcd ");
+    let rclone = crate::offsite::processes(&place.cluster, " rcd ");
     assert_eq!(rclone.len(), 1);
     kill(rclone[0].pid, Signal::KILL);
     let (code, text) = ended(child.wait_with_output().expect("it is our child"));
@@ -490,7 +486,7 @@ fn a_server_that_is_started_by_hand_waits_for_its_wal_too() {
     drop(cluster);
 
     // A repository on this machine that cannot be read for a while.
-    let original = protected::protected("unreadable");
+    let original = crate::protected::protected("unreadable");
     original.sql("create table t as select i, 'archived' as filler from generate_series(1, 50) i");
     archive_segment(&original);
     let content = original.value(CONTENT);
@@ -720,7 +716,7 @@ impl Plain {
         let mut command = self.cluster.installation().command("pgbackrest");
         command.arg(format!("--config={}", self.config.display())).arg("--stanza=main");
         let output = command.args(arguments).output().expect("it is installed");
-        assert!(output.status.success(), "{}", offsite::words(&output));
+        assert!(output.status.success(), "{}", crate::offsite::words(&output));
     }
 }
 
@@ -802,7 +798,7 @@ fn a_repository_of_plain_pgbackrest_is_adopted() {
 
 #[test]
 fn a_server_pauses_or_shuts_down_at_the_target() {
-    let original = protected::protected("actions");
+    let original = crate::protected::protected("actions");
     original.sql("create table t as select i, 'before' as filler from generate_series(1, 100) i");
     let (content, at) = (original.value(CONTENT), now(&original));
     original.sql("insert into t select i, 'behind' from generate_series(101, 200) i");
@@ -843,7 +839,7 @@ fn a_server_pauses_or_shuts_down_at_the_target() {
 
 #[test]
 fn what_was_raised_after_the_backup_stops_no_recovery() {
-    let original = protected::protected("raised");
+    let original = crate::protected::protected("raised");
     original.sql("create table t as select i, 'before' as filler from generate_series(1, 100) i");
     archive_segment(&original);
     let connections = original.value("show max_connections");
@@ -909,7 +905,7 @@ fn beside(path: &Path, word: &str) -> Vec<PathBuf> {
 
 #[test]
 fn what_was_handed_over_is_no_interrupted_restore() {
-    let original = protected::protected("handed-over");
+    let original = crate::protected::protected("handed-over");
     original.sql("create table t as select i, 'before' as filler from generate_series(1, 100) i");
     let at = now(&original);
     original.sql("insert into t select i, 'behind' from generate_series(101, 200) i");
@@ -989,7 +985,7 @@ fn what_was_handed_over_is_no_interrupted_restore() {
 
 #[test]
 fn a_restore_runs_no_command_of_the_original() {
-    let original = protected::protected("commands");
+    let original = crate::protected::protected("commands");
     let (cleaned, ended) =
         (original.directory().join("cleaned"), original.directory().join("ended"));
     let commands = [("archive_cleanup_command", &cleaned), ("recovery_end_command", &ended)];
@@ -1036,7 +1032,7 @@ fn a_restore_runs_no_command_of_the_original() {
 
 #[test]
 fn a_copy_replays_nothing_into_the_places_of_its_original() {
-    let original = protected::protected("places");
+    let original = crate::protected::protected("places");
     original.sql("create table t as select 1 as i, '' as filler");
     let lsn = original.value("select pg_current_wal_insert_lsn()");
     let directory = |name: &str| {
@@ -1115,7 +1111,7 @@ fn a_restore_point_is_the_one_that_was_recorded() {
 
 #[test]
 fn tablespaces_and_single_databases_come_back() {
-    let original = protected::protected("spaces");
+    let original = crate::protected::protected("spaces");
     let space = original.directory().join("space");
     original.installation().private_directory(&space).expect("the directory is ours");
     original.sql(&format!("create tablespace fast location '{}'", space.display()));
@@ -1186,7 +1182,7 @@ fn tablespaces_and_single_databases_come_back() {
 
 #[test]
 fn a_copy_is_refreshed_in_its_own_tablespaces_only() {
-    let original = protected::protected("kept-space");
+    let original = crate::protected::protected("kept-space");
     let space = original.directory().join("space");
     original.installation().private_directory(&space).expect("the directory is ours");
     original.sql(&format!("create tablespace fast location '{}'", space.display()));
@@ -1263,7 +1259,7 @@ fn a_mount_point_keeps_what_was_in_it() {
     let place = Place::new("mounted");
     let Some(account) = place.cluster.installation().account() else { return };
     let original = Cluster::with_segments_of("to-a-mount", 1);
-    let original = protected::started(protected::quiet(original));
+    let original = crate::protected::started(crate::protected::quiet(original));
     original.sql(
         "create table t as select i, repeat('x', 500) as filler from generate_series(1, 20000) i",
     );
@@ -1298,7 +1294,7 @@ fn a_mount_point_keeps_what_was_in_it() {
     });
     kill(pid(&child), Signal::KILL);
     let (_, text) = (child.wait().expect("it is our child"), child.wait_with_output());
-    eprintln!("{}", offsite::words(&text.expect("it is our child")));
+    eprintln!("{}", crate::offsite::words(&text.expect("it is our child")));
     place.restored(&["--replace", "--timeline=1", &repository]);
     let old = inside();
     assert_eq!(old.len(), 2, "{old:?}");
@@ -1345,7 +1341,7 @@ fn with_configuration_elsewhere(name: &str) -> (Cluster, PathBuf) {
 #[test]
 fn configuration_that_lies_elsewhere_is_found_before_anything_is_touched() {
     let (original, main) = with_configuration_elsewhere("outside");
-    let original = protected::started(protected::quiet(original));
+    let original = crate::protected::started(crate::protected::quiet(original));
     // What was restored is stopped at once, in the midst of its first backup.
     for words in ["nrt_backup health: ", "nrt_backup job ", "archiver "] {
         original.allow(words);
@@ -1487,7 +1483,7 @@ fn an_encrypted_repository_needs_its_passphrase() {
     let remote = Remote::new("encrypted", Kind::WebDav);
     let cluster = Cluster::with_identity("encrypted");
     let pass = "verschwiegen-und-lang";
-    let config = protected::own_configuration(
+    let config = crate::protected::own_configuration(
         &cluster,
         &cluster.repository(),
         &format!("repo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass={pass}\nrepo1-bundle=y"),

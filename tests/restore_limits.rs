@@ -1,19 +1,15 @@
 //! Shows that a restore and a drill reach their plan or fail, and that nothing on a remote can hurt
 //! whoever reads it.
 
-mod offsite;
-mod protected;
-mod restoring;
-
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use crate::offsite::{AGAIN, NAME, contents, shipping, wait_for_shipped};
+use crate::protected::archive_segment;
+use crate::restoring::{Place, from, texts};
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::tail::Piece;
 use nrt_tests::{Cluster, Kind, Remote, Shutdown, is_root, wait_until};
-use offsite::{AGAIN, NAME, contents, shipping, wait_for_shipped};
-use protected::archive_segment;
-use restoring::{Place, from, texts};
 
 /// Bytes of a segment here.
 const SIZE: u64 = 1 << 20;
@@ -127,7 +123,7 @@ fn a_restore_reaches_its_plan_or_fails() {
 #[test]
 fn a_record_that_is_damaged_in_the_archive_ends_no_restore_in_silence() {
     let cluster = Cluster::with_segments_of("short_archive", 1);
-    let cluster = protected::started(protected::quiet(cluster));
+    let cluster = crate::protected::started(crate::protected::quiet(cluster));
     cluster.sql("create table t as select i from generate_series(1, 100) i");
     let segment = archive_segment(&cluster);
     cluster.sql("insert into t select generate_series(101, 200)");
@@ -242,7 +238,7 @@ fn nothing_that_is_read_costs_more_than_its_kind() {
         let mut command = place.command("restore", &arguments);
         // An address space in which 3 GB have no room.
         limit_memory(&mut command);
-        let (code, text) = restoring::ended(command.output().expect("it is installed"));
+        let (code, text) = crate::restoring::ended(command.output().expect("it is installed"));
         assert_eq!(code, 1, "{text}");
         assert!(text.contains("wal-tail/") && text.contains("is damaged"), "{text}");
     }
@@ -271,18 +267,18 @@ fn a_restore_for_which_there_is_no_room_is_not_begun() {
     if !is_root() {
         return;
     }
-    let original = protected::protected("room_original");
+    let original = crate::protected::protected("room_original");
     original.sql("create table t as select 1");
     archive_segment(&original);
     original.stop(Shutdown::Fast);
     let repository = format!("--repository={}", original.repository().display());
     let small = Cluster::without_data("room").repository_on_tmpfs(10);
-    offsite::allow_faults(&small);
+    crate::offsite::allow_faults(&small);
     small.write_settings();
     let data = small.repository().join("data");
     let mut command = small.installation().command(small.installation().program("nrt-backup"));
     command.args(["restore", "--no-start", "--original", &repository]).arg("-D").arg(&data);
-    let (code, text) = restoring::ended(command.output().expect("it is installed"));
+    let (code, text) = crate::restoring::ended(command.output().expect("it is installed"));
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("there is no room for the restore: it needs "), "{text}");
     assert!(text.contains("MB are free") && text.contains("--ignore-space"), "{text}");

@@ -1,28 +1,25 @@
 //! What a server keeps for the day on which it is restored, and what it does on the day after:
 //! restore points, the next transaction id of each backup, and the markers of a restore.
 
-mod offsite;
-mod protected;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use crate::offsite::{
+    AGAIN, NAME, all_well, contents, restored_by_pgbackrest, shipping, wait_for_offsite, words,
+};
+use crate::protected::{
+    SOON, archive_segment, drop_database, history, own_configuration, protected, quiet, started,
+    wait_for_backups, wait_for_health,
+};
 use chrono::Utc;
 use nrt_core::layout::Restored;
 use nrt_core::lsn::Lsn;
 use nrt_core::restore::catalog::RestorePoint;
 use nrt_core::restore::points;
 use nrt_tests::{Cluster, Kind, Remote, Shutdown, wait_until};
-use offsite::{
-    AGAIN, NAME, all_well, contents, restored_by_pgbackrest, shipping, wait_for_offsite, words,
-};
-use protected::{
-    SOON, archive_segment, drop_database, history, own_configuration, protected, quiet, started,
-    wait_for_backups, wait_for_health,
-};
 use serde_json::Value;
 
 /// Writes a file of the state directory before the server has ever run.

@@ -1,7 +1,5 @@
 //! Makes places to restore to, and runs `nrt-backup restore` for them.
 
-#![allow(dead_code, reason = "every test that includes it uses another part of it")]
-
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};

@@ -1,15 +1,13 @@
 //! Sets every option to what it must refuse and to what it must take, and looks at what comes of it
 //! without a restart.
 
-mod protected;
-
 use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use crate::protected::{SOON, archive_segment, history, protected, wait_for_backups};
 use nrt_core::options::{self, Kind};
 use nrt_tests::Cluster;
-use protected::{SOON, archive_segment, history, protected, wait_for_backups};
 
 /// What an option refuses, and a part of the reason.
 const REFUSED: &[(&str, &[(&str, &str)])] = &[

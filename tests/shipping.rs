@@ -1,27 +1,24 @@
 //! Ships to real remotes, breaks everything that can break, and restores from what is off-site.
 
-mod offsite;
-mod protected;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::offsite::{
+    AGAIN, NAME, all_well, contents, copied, nrt_backup, owner_of, place_for_copies, processes,
+    shipped_within, shipping, started, wait_for_offsite,
+};
+use crate::protected::{
+    SOON, archive_segment, own_configuration, quiet, wait_for_backups, wait_for_health,
+};
 use base64::Engine;
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::owner;
 use nrt_core::offsite::tail;
 use nrt_tests::{
     Cluster, Commits, Kind, Remote, Restore, Shutdown, inspect, is_root, kill, wait_until,
-};
-use offsite::{
-    AGAIN, NAME, all_well, contents, copied, nrt_backup, owner_of, place_for_copies, processes,
-    shipped_within, shipping, started, wait_for_offsite,
-};
-use protected::{
-    SOON, archive_segment, own_configuration, quiet, wait_for_backups, wait_for_health,
 };
 use rustix::process::Signal;
 

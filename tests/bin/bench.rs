@@ -5,6 +5,7 @@
 
 #[path = "bench_offsite.rs"]
 mod offsite;
+#[allow(dead_code, reason = "the tests use the rest of it")]
 #[path = "../protected.rs"]
 mod protected;
 #[path = "bench_restore.rs"]
