@@ -4,7 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::fs::{self, File, Permissions};
 use std::hash::{BuildHasher, Hasher};
 use std::io::{ErrorKind, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,6 +26,8 @@ const REMOTE: &str = "offsite";
 const PATH: &str = "backups";
 /// The user on the remote.
 const USER: &str = "nrt";
+/// Below it are the ports of servers that a machine may have.
+const FIRST_PORT: u16 = 20_000;
 /// A file system that no cluster is on.
 const MEMORY: &str = "/dev/shm";
 
@@ -81,6 +83,8 @@ pub struct Remote {
     installation: &'static Installation,
     directory: TempDir,
     port: u16,
+    /// Held, not used.
+    _reservation: UdpSocket,
     proxy: Option<Proxy>,
     mounted: bool,
     env_auth: bool,
@@ -163,12 +167,14 @@ impl Remote {
             .tempdir_in(place)
             .expect("the scratch directory can be written to");
         installation.hand_over(directory.path()).expect("the directory was just made");
+        let (port, reservation) = reserved_port();
         let remote = Remote {
             name: name.to_string(),
             kind,
             installation,
             directory,
-            port: free_port(),
+            port,
+            _reservation: reservation,
             proxy: None,
             mounted: false,
             env_auth: false,
@@ -615,14 +621,32 @@ fn tree(root: &Path) -> Vec<(PathBuf, bool)> {
 }
 
 /// A port that nobody listens on at the moment.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
+/// A port for a server that is killed and started again: below those that the kernel gives to
+/// whoever asks for any, because one of these would be somebody else's when the server comes back.
+///
+/// The UDP port of the same number is held as long as the remote lives. It keeps other tests, also
+/// those of other processes, from choosing the same.
+fn reserved_port() -> (u16, UdpSocket) {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let first = range.ok().and_then(|text| text.split_whitespace().next()?.parse().ok());
+    let ports = FIRST_PORT..first.unwrap_or(32768).max(FIRST_PORT + 1000);
+    let count = u64::from(ports.end - ports.start);
+    for _ in 0..1000 {
+        let port = ports.start + u16::try_from(random() % count).expect("less than all ports");
+        let Ok(reservation) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) else { continue };
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return (port, reservation);
+        }
+    }
+    panic!("no port of 1000 in {ports:?} is free");
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// A word that is nowhere else.
 fn random_word() -> String {
-    let random = || RandomState::new().build_hasher().finish();
     format!("geheim{:016x}{:016x}", random(), random())
 }
 
