@@ -117,8 +117,11 @@ impl Cluster {
         database: &str,
         sql: &str,
     ) -> Result<Vec<Vec<String>>, SqlError> {
-        let messages =
-            self.connect(user, database)?.simple_query(sql).map_err(|error| self.noted(error))?;
+        self.query(&mut self.connect(user, database)?, sql)
+    }
+
+    fn query(&self, session: &mut Client, sql: &str) -> Result<Vec<Vec<String>>, SqlError> {
+        let messages = session.simple_query(sql).map_err(|error| self.noted(error))?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => {
                 Some((0..row.len()).map(|i| row.get(i).unwrap_or_default().to_string()).collect())
@@ -130,12 +133,25 @@ impl Cluster {
 
     /// Waits until a query gives one certain value; an error counts as another value.
     ///
+    /// One session asks again and again: a session costs the machine more than the question. After
+    /// an error the next session asks.
+    ///
     /// # Panics
     /// If it doesn't in time, with the value it had.
     pub fn wait_for(&self, sql: &str, expected: &str, timeout: Duration) {
         let deadline = Instant::now() + timeout;
+        let mut session = None;
         loop {
-            let last = match self.try_sql(sql) {
+            let connected = match session.take() {
+                Some(connected) => Ok(connected),
+                None => self.connect("postgres", "postgres"),
+            };
+            let answer = connected.and_then(|mut connected| {
+                let rows = self.query(&mut connected, sql)?;
+                session = Some(connected);
+                Ok(rows)
+            });
+            let last = match answer {
                 Ok(rows) => rows.into_iter().flatten().collect::<Vec<_>>().join(" "),
                 Err(error) => error.to_string(),
             };
