@@ -1013,7 +1013,7 @@ fn what_belongs_to_another_cluster_is_never_touched() {
 
 #[test]
 fn at_its_end_it_ships_what_it_has_heard_of() {
-    // The server waits no longer than this. On a busy machine that may be too short.
+    // The server waits no longer than this. On a busy machine that may be too short, ten times not.
     let in_time = |took: Duration| took < Duration::from_millis(1500);
     let everything_is_there = (0..10).any(|_| {
         let world = World::new();
@@ -1022,15 +1022,13 @@ fn at_its_end_it_ships_what_it_has_heard_of() {
         world.wait_for(at(100));
         ship.tell(at(70_000));
         let took = ship.end();
-        assert!(took < Duration::from_secs(4), "it took {took:?}");
         let reached = world.reached(at(70_000));
         assert!(reached == at(70_000) || !in_time(took), "it had time: {took:?}, {reached}");
         in_time(took)
     });
     assert!(everything_is_there, "it never had time");
     // Nobody said where the WAL is: there is nothing to wait for.
-    let took = World::new().ship().end();
-    assert!(took < Duration::from_secs(4), "it took {took:?}");
+    assert!((0..10).any(|_| in_time(World::new().ship().end())), "it waits for nothing");
 }
 
 #[test]
