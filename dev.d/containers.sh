@@ -18,12 +18,12 @@ build_image() {
         --tag "nrt_backup:$wanted" .
 }
 
-# The image in containers, on stand-ins for the official images: no registry is asked.
+# Installs what containers need here, and says where all of theirs is.
 #
-#   NRT_CONTAINERS_DIR   where all of it is kept for the next run, with absolute path (default: it
-#                        is removed; making it takes most of the time)
-part_containers() {
-    local place=${NRT_CONTAINERS_DIR:-$scratch/containers} why
+#   NRT_CONTAINERS_DIR   where it is kept for the next run, with absolute path (default: it is
+#                        removed; making it takes most of the time)
+need_containers() {
+    containers=${NRT_CONTAINERS_DIR:-$scratch/containers}
     need buildah buildah
     need podman podman
     need runc runc
@@ -36,7 +36,34 @@ part_containers() {
     need /usr/lib/podman/aardvark-dns aardvark-dns
     install_missing
     need_python_tools
-    if ! why=$(containers_run_here "$place"); then
+}
+
+# Makes the images, on stand-ins for the official ones: no registry is asked.
+make_images() {
+    cargo fetch --quiet --locked
+    NRT_CONTAINERS_NETWORK=host tests/containers/isolated "$1" tests/containers/images.sh "$1"
+}
+
+# The process that makes the images since before the tests began, if one does.
+making_images=
+
+# Makes the images, or waits for those that are being made.
+have_images() {
+    if [[ -z $making_images ]]; then
+        make_images "$containers"
+        return
+    fi
+    take_time_again "$making_images"
+    while kill -0 "$making_images" 2>/dev/null; do sleep 0.5; done
+    cat "$scratch/images.log"
+    [[ -e $scratch/images-are-made ]] || die "the images could not be made"
+}
+
+# The image in containers.
+part_containers() {
+    local why
+    need_containers
+    if ! why=$(containers_run_here "$containers"); then
         cat <<END
 
 ****************************************************************************************************
@@ -48,22 +75,20 @@ END
         echo "skipped: no container can run here"
         return
     fi
-    cargo fetch --quiet --locked
-    NRT_CONTAINERS_NETWORK=host tests/containers/isolated "$place" \
-        tests/containers/images.sh "$place"
     local -a what=(-p nrt-tests --features containers --no-fail-fast)
     cargo test "${when_unwatched[@]}" --no-run "${what[@]}" --test containers --test readme
     what+=("${when_unwatched[@]}")
+    have_images
     export PATH=$PATH:$tools
     # What the README says is done one after the other, in a world of its own: it has names and ports
     # of its own. Beside that the other tests, two at a time, whatever the machine has: all of them
     # wait more than they work.
     local readme status=0
-    rm -rf --one-file-system "$place/readme"
-    NRT_CONTAINERS_IMAGES=$place tests/containers/isolated "$place/readme" \
+    rm -rf --one-file-system "$containers/readme"
+    NRT_CONTAINERS_IMAGES=$containers tests/containers/isolated "$containers/readme" \
         cargo test "${what[@]}" --test readme -- --test-threads=1 "$@" >"$scratch/readme" 2>&1 &
     readme=$!
-    tests/containers/isolated "$place" cargo test "${what[@]}" --test containers -- \
+    tests/containers/isolated "$containers" cargo test "${what[@]}" --test containers -- \
         --test-threads="${NRT_TEST_THREADS:-2}" "$@" || status=$?
     wait "$readme" || status=$?
     cat "$scratch/readme"

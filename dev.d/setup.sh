@@ -109,17 +109,25 @@ add_backports() {
     apt_is_fresh=yes
 }
 
+# The process that builds cargo-pgrx since before the tests began, if one does.
+building_cargo_pgrx=
+
 need_cargo_pgrx() {
     local wanted
     wanted=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
     PATH=$target/tools/bin:$PATH
-    if [[ $(cargo pgrx --version 2>/dev/null) != "cargo-pgrx $wanted" ]]; then
+    mkdir -p "$target/tools"
+    # ./dev test builds it beside other things, and may want it before it is there.
+    if [[ -n $building_cargo_pgrx ]]; then take_time_again "$building_cargo_pgrx"; fi
+    (
+        flock 9
+        if [[ $(cargo pgrx --version 2>/dev/null) == "cargo-pgrx $wanted" ]]; then exit; fi
         say "building cargo-pgrx $wanted (two to three minutes, once)"
         # It only reads a library here: it need not be fast, and without its default features,
         # which are for downloads, it needs no OpenSSL.
         CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --no-default-features \
             --root "$target/tools" --version "=$wanted" cargo-pgrx
-    fi
+    ) 9>"$target/tools/lock"
     # It would have the linker keep what rustc lets it drop, lest the description of the SQL surface
     # get lost, and so build all crates a second time. It does not get lost on this architecture.
     if [[ $(uname -m) == x86_64 ]]; then export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1; fi

@@ -6,6 +6,17 @@ failed=0
 broken=()
 skipped=()
 
+# Runs all parts. The order is one of time: what the later parts need is built while the end-to-end
+# tests wait, and the soak, which waits as well, runs beside the containers.
+run_all_parts() {
+    local part
+    make_meanwhile
+    for part in unit documents e2e server schema sql; do run_part "$part"; done
+    begin_part soak
+    run_part containers
+    end_part
+}
+
 # Runs a part, shows and counts what it says, and goes on whatever comes of it.
 run_part() {
     local part=$1 log status begin=$SECONDS
@@ -25,6 +36,69 @@ run_part() {
     count "$log" "$status"
     rm -f "$log"
     say "$part took $((SECONDS - begin)) s"
+}
+
+# Starts a part beside the next one, which goes first where both want to work.
+begin_part() {
+    beside=$1
+    beside_since=$SECONDS
+    say "$beside, beside the next part"
+    (
+        set -e
+        renice --priority 10 --pid "$BASHPID" >/dev/null
+        "part_$beside"
+    ) </dev/null >"$scratch/$beside.log" 2>&1 &
+    beside_process=$!
+}
+
+# Waits for the part that was started beside others, shows and counts what it said.
+end_part() {
+    local part=$beside status=0
+    wait "$beside_process" || status=$?
+    say "$part"
+    cat "$scratch/$part.log"
+    count "$scratch/$part.log" "$status"
+    say "$part took $((SECONDS - beside_since)) s"
+}
+
+# Builds what takes long and is needed late, in the time that the tests before it leave.
+make_meanwhile() {
+    (
+        take_idle_time
+        need_cargo_pgrx
+    ) </dev/null >"$scratch/cargo-pgrx.log" 2>&1 &
+    building_cargo_pgrx=$!
+    # Where they cannot be installed, the part that needs them fails, and no other.
+    if ! (need_containers); then return; fi
+    need_containers
+    # The tests of drills want a tenth of the disk free.
+    local -r room=$((16 * 1024 * 1024))
+    local size available
+    read -r size available < <(df --output=size,avail "$scratch" | tail -n 1)
+    if ((available - room < size / 10)) || ! containers_run_here "$containers" >/dev/null; then
+        return
+    fi
+    (
+        set -e
+        take_idle_time
+        make_images "$containers"
+        touch "$scratch/images-are-made"
+    ) </dev/null >"$scratch/images.log" 2>&1 &
+    making_images=$!
+}
+
+# Ends that for a process and all that it has started: somebody waits for it now.
+take_time_again() {
+    local child
+    chrt --other --pid 0 "$1" 2>/dev/null || return 0
+    ionice --class best-effort --pid "$1" 2>/dev/null || true
+    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do take_time_again "$child"; done
+}
+
+# Has this shell, and all that it starts, take only the time that nobody else wants.
+take_idle_time() {
+    chrt --idle --pid 0 "$BASHPID"
+    ionice --class idle --pid "$BASHPID"
 }
 
 # Adds up the closing lines of cargo's tests, of pg_regress (up to 15 and from 16), and ours.
@@ -54,8 +128,9 @@ report() {
     [[ $failed -eq 0 ]]
 }
 
+# Those of shipping wait for heartbeats nearly all of their time.
 part_unit() {
-    cargo_test -- "$@"
+    cargo_test -- --test-threads=$(($(nproc) * 3)) "$@"
 }
 
 # What is neither Rust nor SQL: the workflows and compose.yaml. The READMEs are among the e2e tests.
@@ -183,7 +258,7 @@ part_e2e() {
     build_extension
     install_into "$private_pg_config"
     # They wait more than they work.
-    cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(($(nproc) + 2))}" "$@"
+    cargo_test -p nrt-tests -- --test-threads="${NRT_TEST_THREADS:-$(($(nproc) * 3))}" "$@"
 }
 
 # The proof of the promises, short, and with given seeds, so that a failure can be repeated. The worlds
