@@ -13,9 +13,10 @@ use crate::{postgres, state_directory, worker};
 /// when PostgreSQL has read its configuration.
 pub(crate) fn set_defaults() {
     let option = |name| postgres::config_option(name).unwrap_or_default();
-    // Without a worker nobody creates a stanza: WAL would only fill the disk. Where the worker has
-    // found pgBackRest before, there may be backups, and archiving goes on without it.
-    if !worker::has_place() && state_directory::tool().is_none() {
+    // Without a worker nobody creates a stanza: WAL would only fill the disk. Where the worker of
+    // this very instance has found pgBackRest before, there may be backups, and archiving goes on
+    // without it. The archive_command uses no other instance's pgbackrest.json either.
+    if !worker::has_place() && state_directory::own_tool().is_none() {
         return;
     }
     if !needs_defaults(&option(c"wal_level"), &option(c"archive_library")) {

@@ -261,6 +261,14 @@ pub(crate) fn tool() -> Option<Tool> {
     read(layout::TOOL)
 }
 
+/// How pgBackRest is called, if this very instance has found that out: the file of another server,
+/// of which this one is a copy, names that server's repository.
+pub(crate) fn own_tool() -> Option<Tool> {
+    let tool = tool()?;
+    let own = identity::own(&path()).ok()??;
+    (tool.instance == Some(own)).then_some(tool)
+}
+
 /// When shipping has told something, if it ever has.
 pub(crate) fn ship_written() -> Option<SystemTime> {
     fs::metadata(file(layout::SHIP)).ok()?.modified().ok()

@@ -191,6 +191,12 @@ fn a_server_without_a_place_for_the_worker_says_so_and_archives_nothing() {
     cluster.set("max_worker_processes", "1");
     cluster.restart();
     archive_segment(&cluster);
+
+    // As pg_basebackup leaves the directory of a standby: the file names the primary's stanza.
+    cluster.stop(Shutdown::Fast);
+    fs::remove_file(cluster.state_directory().join("pgsql_tmp_instance.json")).expect("is there");
+    cluster.start();
+    assert_eq!(cluster.value("show archive_mode"), "off");
 }
 
 #[test]

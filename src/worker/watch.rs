@@ -5,7 +5,7 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 use nrt_core::growth::Rate;
-use nrt_core::health::{self, Archiving, Check, Findings, Shipping};
+use nrt_core::health::{self, Archiving, Check, Findings, Severity, Shipping};
 use nrt_core::layout;
 use nrt_core::machine::State;
 use nrt_core::restore::drill::supervisor::Supervisor;
@@ -23,7 +23,8 @@ pub(crate) struct Watch {
     /// Why a file of the state directory cannot be written, by its name.
     unwritten: BTreeMap<&'static str, String>,
     shown: Vec<Check>,
-    logged: Vec<Check>,
+    /// The severity of each check that the server's log says.
+    logged: BTreeMap<String, Severity>,
 }
 
 impl Watch {
@@ -69,14 +70,9 @@ impl Watch {
             drills,
             state_failure: self.unwritten.values().next().cloned(),
         });
-        for check in &checks {
-            let before = self.logged.iter().find(|it| it.name == check.name);
-            let before = before.map_or(health::Severity::Ok, |it| it.severity);
-            if before != check.severity {
-                report::check(check);
-            }
+        for check in health::changed(&checks, &mut self.logged) {
+            report::check(check);
         }
-        self.logged.clone_from(&checks);
         if self.shown != checks {
             let published = state_directory::publish_health(&checks);
             if self.writing(layout::HEALTH, published).is_some() {

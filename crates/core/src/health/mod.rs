@@ -7,6 +7,8 @@ mod offsite;
 
 pub use offsite::{Process, SILENT, Shipping, UNRESTORABLE, heed_silence, is_off, is_paused};
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -658,14 +660,30 @@ fn state_directory(findings: &Findings<'_>) -> Check {
     }
 }
 
+/// What is said of the backups before the repository was looked at for the first time.
+const UNKNOWN: &str = "not known yet whether there is a backup: the repository is being looked at";
+
 /// The check of the backups before the repository was looked at for the first time: no server is
 /// called protected that may have no backup at all.
 fn unknown(name: &str) -> Check {
     warning(
         name,
-        "not known yet whether there is a backup: the repository is being looked at",
+        UNKNOWN,
         "Wait for the first look to end. If it does not, the repository's file system may hang.",
     )
+}
+
+/// The checks to log: those whose severity is another one than was logged last. `logged` has that by
+/// the check's name, and is brought up to date. A check that is not known yet is not logged: every
+/// start of a server would log a warning and its end.
+pub fn changed<'a>(checks: &'a [Check], logged: &mut BTreeMap<String, Severity>) -> Vec<&'a Check> {
+    let known = checks.iter().filter(|check| check.message != UNKNOWN);
+    known
+        .filter(|check| {
+            let before = logged.insert(check.name.clone(), check.severity);
+            before.unwrap_or(Severity::Ok) != check.severity
+        })
+        .collect()
 }
 
 /// How far the clock may be behind the time of an event without having been set back: pgBackRest
@@ -788,6 +806,27 @@ mod tests {
         expect(&found(&w), &[("backup", Warning, "the first one is running")]);
         w.settle();
         expect(&found(&w), &[]);
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_not_logged() {
+        let mut logged = BTreeMap::new();
+        let mut names = |checks: &[Check]| -> Vec<(String, Severity)> {
+            let changed = changed(checks, &mut logged);
+            changed.into_iter().map(|it| (it.name.clone(), it.severity)).collect()
+        };
+        let check = |severity| vec![check("backup", severity, "because", "")];
+        let well = evaluate(&found(&World::protected()));
+        let starts = evaluate(&found(&World::new(unscheduled())));
+        assert!(starts.iter().any(|it| it.severity == Warning));
+        for checks in [&starts, &well, &starts, &well] {
+            assert_eq!(names(checks), []);
+        }
+        assert_eq!(names(&check(Critical)), [("backup".to_string(), Critical)]);
+        assert_eq!(names(&check(Critical)), []);
+        // It is still critical as far as the log says.
+        assert_eq!(names(&starts), []);
+        assert_eq!(names(&well), [("backup".to_string(), Severity::Ok)]);
     }
 
     #[test]
