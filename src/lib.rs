@@ -15,6 +15,7 @@ use pgrx::prelude::*;
 mod archiving;
 mod postgres;
 mod report;
+mod reporter;
 mod settings;
 mod shared;
 mod sql;
@@ -35,6 +36,7 @@ pub extern "C-unwind" fn _PG_init() {
     shared::init();
     postgres::hint::install();
     worker::register();
+    reporter::register();
     archiving::set_defaults();
 }
 

@@ -10,14 +10,17 @@ use nrt_core::crontab::Tz;
 use nrt_core::kind::{BackupType, Trigger};
 
 use pgrx::prelude::*;
-use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init};
-use std::sync::atomic::{AtomicBool, Ordering};
+use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use crate::postgres;
 
 // SAFETY: the name is used once in this library, and begins with its name.
 static SHARED: PgLwLock<Shared> = unsafe { PgLwLock::new(c"nrt_backup") };
+
+// SAFETY: as above.
+static REPORTS: PgAtomic<Reports> = unsafe { PgAtomic::new(c"nrt_backup_reports") };
 
 /// Set in the postmaster and inherited by every process: whether `SHARED` is there.
 static PRELOADED: AtomicBool = AtomicBool::new(false);
@@ -219,12 +222,74 @@ impl Default for Ended {
 /// Reserves the shared memory. Called once, while the library is preloaded.
 pub(crate) fn init() {
     pg_shmem_init!(SHARED);
+    pg_shmem_init!(REPORTS);
     PRELOADED.store(true, Ordering::Relaxed);
 }
 
 /// Whether the library was preloaded, so that everything else here can be called.
 pub(crate) fn is_there() -> bool {
     PRELOADED.load(Ordering::Relaxed)
+}
+
+/// Where the reporter writes. No lock is needed, because a worker that stands still may hold it.
+#[derive(Default)]
+struct Reports {
+    /// The worker's process, and its file descriptor of the pipe; 0 while there is no pipe.
+    pipe: AtomicU64,
+    /// The pipe's inode.
+    inode: AtomicU64,
+    /// The address of the reporter's latch; 0 while there is no reporter.
+    latch: AtomicUsize,
+}
+
+// SAFETY: atomics; the latch's address lies in shared memory itself.
+unsafe impl PGRXSharedMemory for Reports {}
+
+/// What the worker and the reporter have to say to each other.
+pub(crate) mod reports {
+    use std::sync::atomic::Ordering;
+
+    use nrt_process::InputAddress;
+
+    use super::REPORTS;
+    use crate::postgres;
+
+    /// Tells the reporter where to write, or that there is nobody to write to.
+    pub(crate) fn publish(pipe: Option<InputAddress>) {
+        let reports = REPORTS.get();
+        reports.pipe.store(0, Ordering::SeqCst);
+        let Some(InputAddress { process, descriptor, inode }) = pipe else { return };
+        reports.inode.store(inode, Ordering::SeqCst);
+        let pipe = (u64::from(process) << 32) | u64::from(descriptor);
+        reports.pipe.store(pipe, Ordering::SeqCst);
+        postgres::latch::wake(reports.latch.load(Ordering::SeqCst));
+    }
+
+    /// Where the reporter writes. What is being changed at this moment is not found to be that pipe.
+    pub(crate) fn pipe() -> Option<InputAddress> {
+        let reports = REPORTS.get();
+        let pipe = reports.pipe.load(Ordering::SeqCst);
+        let process = u32::try_from(pipe >> 32).ok().filter(|process| *process != 0)?;
+        let descriptor = u32::try_from(pipe & u64::from(u32::MAX)).ok()?;
+        Some(InputAddress { process, descriptor, inode: reports.inode.load(Ordering::SeqCst) })
+    }
+
+    /// The reporter's place, free again when this is dropped.
+    pub(crate) struct Place(());
+
+    impl Place {
+        /// Takes it.
+        pub(crate) fn take() -> Place {
+            REPORTS.get().latch.store(postgres::latch::own(), Ordering::SeqCst);
+            Place(())
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            REPORTS.get().latch.store(0, Ordering::SeqCst);
+        }
+    }
 }
 
 /// A copy of the worker's place and of what it does.

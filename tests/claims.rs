@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::offsite::{
-    AGAIN, NAME, all_well, contents, nrt_backup, owner_of, shipping, started, told,
+    AGAIN, NAME, all_well, contents, nrt_backup, owner_of, processes, shipping, started, told,
     wait_for_shipped,
 };
 use crate::protected::{SOON, wait_for_health};
@@ -92,13 +92,30 @@ fn claims_of_a_later_timeline_hold_without_any_history_file() {
 }
 
 #[test]
-fn claims_end_where_the_worker_stands_still() {
+fn claims_go_on_without_the_worker_and_end_where_nothing_is_reported() {
     let remote = Remote::new("silent", Kind::WebDav);
-    let cluster = shipping(Cluster::with_identity("silent"), &remote);
+    // Reports come every second all the same.
+    let cluster = Cluster::with_identity("silent").setting("nrt_backup.ship_interval", "3000 ms");
+    let cluster = shipping(cluster, &remote);
     cluster.sql("create table t (i int)");
     wait_for_shipped(&cluster);
     let worker = cluster.value("select worker_pid from nrt.status").parse().expect("a pid");
+    // As one that waits for a disk.
     kill(worker, Signal::STOP);
+    cluster.sql("create table before as select generate_series(1, 100) as i");
+    let committed = Utc::now();
+    wait_for_shipped(&cluster);
+    wait_until("the remote calls that time complete", AGAIN, || {
+        owner_of(&remote).complete_until.is_some_and(|until| until > committed)
+    });
+    assert_eq!(told(&cluster).silent_since, None);
+    let place = Place::new("silent-worker");
+    let target = format!("--target-time={}", committed.format("%Y-%m-%d %H:%M:%S%.6f+00"));
+    let (code, text) = place.run("plan", &[&texts(&from(&remote))[..], &[&target]].concat());
+    assert_eq!(code, 0, "{text}");
+
+    let reporter = processes(&cluster, "nrt_backup reporter")[0].pid;
+    kill(reporter, Signal::STOP);
     for number in 0..10 {
         cluster.sql(&format!("insert into t values ({number})"));
     }
@@ -131,8 +148,18 @@ fn claims_end_where_the_worker_stands_still() {
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("cannot be reached"), "{text}");
 
-    kill(worker, Signal::CONT);
+    kill(reporter, Signal::CONT);
     wait_for_shipped(&cluster);
-    all_well(&cluster);
     assert_eq!(told(&cluster).silent_since, None);
+    kill(worker, Signal::CONT);
+    all_well(&cluster);
+
+    // The launcher of logical replication and the worker take both places.
+    cluster.set("max_worker_processes", "2");
+    cluster.allow("nrt_backup health: worker is warning");
+    cluster.restart();
+    let words = wait_for_health(&cluster, "worker", "warning");
+    assert!(words.contains("the nrt_backup reporter could not be registered"), "{words}");
+    cluster.sql("insert into t values (11)");
+    wait_for_shipped(&cluster);
 }

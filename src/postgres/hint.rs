@@ -24,22 +24,19 @@ const FUNCTIONS: [&str; 9] = [
     "nrt_drill_now",
 ];
 
-/// Whether the server had no place for the worker: PostgreSQL only logs that. Set in the postmaster
-/// while it loads the library, and inherited by every process.
+/// Whether the server had no place for the background worker that is being registered: PostgreSQL
+/// only logs that.
 static REFUSED: AtomicBool = AtomicBool::new(false);
-/// Whether a worker is being registered just now.
+/// Whether a background worker is being registered just now.
 static REGISTERING: AtomicBool = AtomicBool::new(false);
 
-/// Registers the worker, and remembers whether the server had a place for it.
-pub(crate) fn watch_registration(register: impl FnOnce()) {
+/// Registers a background worker, and answers whether the server had a place for it.
+pub(crate) fn has_place(register: impl FnOnce()) -> bool {
+    REFUSED.store(false, Ordering::Relaxed);
     REGISTERING.store(true, Ordering::Relaxed);
     register();
     REGISTERING.store(false, Ordering::Relaxed);
-}
-
-/// Whether the server had no place for the worker when it started.
-pub(crate) fn worker_was_refused() -> bool {
-    REFUSED.load(Ordering::Relaxed)
+    !REFUSED.load(Ordering::Relaxed)
 }
 
 /// Who was asked before us, and is asked after us.

@@ -11,6 +11,7 @@ mod ship;
 mod watch;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -60,16 +61,20 @@ pub(crate) fn register() {
         // Also sets the start to the end of recovery: on a standby there is nothing to do.
         .enable_spi_access()
         .set_restart_time(Some(RESTART));
-    postgres::hint::watch_registration(|| worker.load());
+    HAS_PLACE.store(postgres::hint::has_place(|| worker.load()), Ordering::Relaxed);
     if !has_place() {
         let check = health::no_place_for_worker(&max_worker_processes());
         warning!("nrt_backup: {}\nHINT: {}", check.message, check.hint);
     }
 }
 
+/// Whether the server had a place for the worker when it started. Set in the postmaster while it
+/// loads the library, and inherited by every process.
+static HAS_PLACE: AtomicBool = AtomicBool::new(true);
+
 /// Whether the server has taken the worker into its list.
 pub(crate) fn has_place() -> bool {
-    !postgres::hint::worker_was_refused()
+    HAS_PLACE.load(Ordering::Relaxed)
 }
 
 /// How many background workers the server has room for.

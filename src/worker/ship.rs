@@ -7,7 +7,7 @@ use nrt_core::health::{Process, SILENT, Shipping, UNRESTORABLE};
 use nrt_core::inventory::Failure;
 use nrt_core::look::Server;
 use nrt_core::offsite::supervisor::Supervisor;
-use nrt_core::offsite::{Phase, Plan, Position, Report, Status};
+use nrt_core::offsite::{Phase, Plan, Position, REPORT_INTERVAL, Status};
 use nrt_core::settings::Settings;
 use nrt_core::words::last_words;
 use nrt_process::Leashed;
@@ -15,6 +15,7 @@ use pgrx::prelude::*;
 
 use crate::archiving;
 use crate::postgres::{self, wal};
+use crate::reporter;
 use crate::shared;
 use crate::state_directory;
 use crate::worker::child;
@@ -29,6 +30,7 @@ pub(super) struct Ship {
     /// Why what configures the remote cannot be used.
     unusable: Option<Failure>,
     paused: bool,
+    /// Between two reports of the worker.
     interval: Duration,
     running: Option<Running>,
     supervisor: Supervisor,
@@ -72,7 +74,8 @@ impl Ship {
 
     /// Takes in the settings; what does not run under them any more is stopped.
     pub(super) fn configure(&mut self, server: &Server, settings: &Settings) {
-        self.interval = Duration::from_millis(settings.ship_interval.into());
+        let interval = settings.ship_interval.min(REPORT_INTERVAL);
+        self.interval = Duration::from_millis(interval.into());
         let given = match &settings.rclone_config {
             Some(_) => Ok(None),
             None => state_directory::given_remote(),
@@ -129,6 +132,8 @@ impl Ship {
             Ok(child) => {
                 let now = Instant::now();
                 log!("nrt_backup shipping started");
+                // Without it the worker alone reports.
+                shared::reports::publish(child.input_address().ok().flatten());
                 self.running = Some(Running {
                     child,
                     plan,
@@ -293,6 +298,7 @@ impl Running {
         match self.told_to_stop {
             None => {
                 self.report();
+                shared::reports::publish(None);
                 self.child.end_input();
                 self.told_to_stop = Some(Instant::now());
             }
@@ -304,12 +310,14 @@ impl Running {
     /// Reports how far the WAL is. A report that the child does not take now is replaced by the next
     /// one; that the child has ended is noticed elsewhere.
     fn report(&mut self) {
-        // Before the position is read: all that was on disk by then lies before it.
-        let at = Utc::now();
-        let Some((timeline, flushed)) = wal::flushed() else { return };
-        let report = Report { position: Position { timeline, flushed }, at: Some(at) };
-        let Ok(mut line) = serde_json::to_vec(&report) else { return };
-        line.push(b'\n');
-        let _ = self.child.tell(&line);
+        if let Some(line) = reporter::line() {
+            let _ = self.child.tell(&line);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        shared::reports::publish(None);
     }
 }

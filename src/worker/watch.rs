@@ -11,7 +11,7 @@ use nrt_core::machine::State;
 use nrt_core::restore::drill::supervisor::Supervisor;
 use nrt_core::settings::Settings;
 
-use crate::{archiving, postgres, report, state_directory};
+use crate::{archiving, postgres, report, reporter, state_directory};
 
 /// What the checks said last.
 #[derive(Default)]
@@ -66,6 +66,7 @@ impl Watch {
             database_exists,
             has_socket: postgres::socket_directory().is_some(),
             unclean_end: self.unclean_end,
+            has_reporter: reporter::has_place(),
             shipping,
             drills,
             state_failure: self.unwritten.values().next().cloned(),

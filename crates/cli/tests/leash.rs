@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nrt_process::{Leashed, Report, Spec};
+use nrt_process::{InputAddress, Leashed, Report, Spec};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -204,12 +204,22 @@ fn what_is_told_arrives_and_ends_when_the_program_is_told_to_stop() {
     for line in ["one\n", "two\n"] {
         assert!(leashed.tell(line.as_bytes()).expect("somebody reads"));
     }
+    // As another process does.
+    let address = leashed.input_address().expect("the kernel knows").expect("it has one");
+    assert!(address.tell(b"three\n").expect("somebody reads"));
     assert!(leashed.try_wait().expect("waiting succeeds").is_none());
     leashed.terminate();
     let report = wait(&mut leashed);
-    assert_eq!((report.exit, &*report.output), (Some(0), "got one\ngot two\nend\n"));
+    assert_eq!((report.exit, &*report.output), (Some(0), "got one\ngot two\ngot three\nend\n"));
     assert!(report.stopped);
-    let error = leashed.tell(b"three\n").expect_err("nobody reads");
+    assert_eq!(leashed.input_address().expect("the kernel knows"), None);
+    assert!(address.tell(b"four\n").is_err(), "the pipe is closed");
+    // Its number may be another file's by now.
+    let other = fs::File::open("/dev/null").expect("it is there");
+    let descriptor = other.as_raw_fd().unsigned_abs();
+    let error = InputAddress { descriptor, ..address }.tell(b"five\n").expect_err("another file");
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    let error = leashed.tell(b"six\n").expect_err("nobody reads");
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
 }
 
@@ -226,6 +236,8 @@ fn who_tells_more_than_is_read_is_not_held_up_and_tears_no_line() {
         told += 1;
     }
     assert!(told >= 40, "a pipe holds more than {told} lines");
+    let address = leashed.input_address().expect("the kernel knows").expect("it has one");
+    assert!(!address.tell(line.as_bytes()).expect("somebody will read"), "it is full for all");
     assert!(leashed.tell("x".repeat(5000).as_bytes()).is_err(), "it could be torn");
     fs::write(&go, "").expect("written");
     leashed.terminate();
@@ -247,7 +259,10 @@ fn a_program_whose_input_ends_still_has_what_runs_below_it() {
 #[test]
 fn a_program_that_has_ended_cannot_be_told() {
     let mut leashed = start(&Spec { input: true, ..shell("exit 3") });
+    let address = leashed.input_address().expect("the kernel knows").expect("it has one");
     assert_eq!(wait(&mut leashed).exit, Some(3));
+    let error = address.tell(b"{}\n").expect_err("nobody reads");
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     let error = leashed.tell(b"{}\n").expect_err("nobody reads");
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     let mut deaf = start(&shell("sleep 0.1; readlink /proc/self/fd/0"));

@@ -143,6 +143,7 @@ impl World {
             retention_days: 1,
             listing: 3600,
             interval: 1000,
+            report_interval: 1000,
         }
     }
 

@@ -3,14 +3,15 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, PipeWriter, Write};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{self, Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, fstat, memfd_create, open};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
@@ -187,23 +188,23 @@ impl Leashed {
     /// An error means that nobody will ever read it. The calling process must ignore SIGPIPE, as
     /// PostgreSQL's and Rust's programs do.
     pub fn tell(&mut self, line: &[u8]) -> io::Result<bool> {
-        if line.len() > PIPE_BUF {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the line is too long"));
-        }
-        let Some(input) = &mut self.input else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        // One call, not write_all: a line is written as a whole or not at all.
-        match input.write(line) {
-            Ok(_) => Ok(true),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        let Some(input) = &self.input else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        write_line(input, line)
+    }
+
+    /// Where another process of the same user can write to the program's standard input; `None` if
+    /// it has none, or that has ended.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn input_address(&self) -> io::Result<Option<InputAddress>> {
+        let Some(input) = &self.input else { return Ok(None) };
+        Ok(Some(InputAddress {
+            process: std::process::id(),
+            descriptor: input.as_raw_fd().unsigned_abs(),
+            inode: fstat(input.as_fd())?.st_ino,
+        }))
     }
 
     /// Ends the program's standard input. One that ends by itself then can still use what runs
@@ -288,6 +289,61 @@ impl Leashed {
             words.clear();
         }
         words
+    }
+}
+
+/// Writes a line into a pipe that does not block, as a whole or not at all.
+fn write_line(mut pipe: impl Write, line: &[u8]) -> io::Result<bool> {
+    if line.len() > PIPE_BUF {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the line is too long"));
+    }
+    // One call, not write_all.
+    match pipe.write(line) {
+        Ok(_) => Ok(true),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The end of a pipe into which [`Leashed::tell`] of another process writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InputAddress {
+    /// The process that has the pipe open.
+    pub process: u32,
+    /// Its file descriptor there.
+    pub descriptor: u32,
+    /// The pipe's inode: process and descriptor may be another file's meanwhile.
+    pub inode: u64,
+}
+
+impl InputAddress {
+    /// Writes a line as [`Leashed::tell`] does, also where the process that has the pipe open stands
+    /// still. No disk is waited for: both `/proc` and the pipe are in memory.
+    ///
+    /// The pipe is open only within this call, so the program sees the end of its input as soon as the
+    /// other process ends that.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` or `BrokenPipe`, if the pipe is not there any more; else what the kernel says.
+    pub fn tell(&self, line: &[u8]) -> io::Result<bool> {
+        let path = format!("/proc/{}/fd/{}", self.process, self.descriptor);
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let pipe = match open(&path, flags, Mode::empty()) {
+            Ok(pipe) => File::from(pipe),
+            // A pipe that nobody reads any more.
+            Err(Errno::NXIO) => return Err(io::ErrorKind::BrokenPipe.into()),
+            Err(error) => return Err(error.into()),
+        };
+        let found = pipe.metadata()?;
+        if !found.file_type().is_fifo() || found.ino() != self.inode {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        write_line(&pipe, line)
     }
 }
 

@@ -34,6 +34,18 @@ mod tail;
 mod tree;
 
 pub use capture::{Captured, capture};
-pub use child::{Leashed, Report, Spec};
+pub use child::{InputAddress, Leashed, Report, Spec};
 pub use environment::{allowed, allowed_for_rclone, allowed_in_zone, only_for_rclone};
 pub use sealed::{seal, tether};
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The time since the machine was started. This clock is never set, it goes on while the machine
+/// sleeps, and all processes read the same.
+pub fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::from_secs(seconds) + Duration::from_nanos(now.tv_nsec.unsigned_abs())
+}

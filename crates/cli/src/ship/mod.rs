@@ -1,7 +1,7 @@
 //! Ships off-site: backups, archived segments, and the WAL of the last second.
 //!
 //! ```text
-//! main ── reads positions from the worker, watches for signals
+//! main ── reads positions from the worker and the reporter, watches for signals
 //!  ├─ show      writes ship.json when something has changed
 //!  └─ sessions  one after the other: rclone, ownership, what the remote holds; then side by side
 //!      ├─ owner    signs of life in owner.json from the claim on; ends the session when it is another's
@@ -72,7 +72,7 @@ use state::{Shared, State};
 const FAREWELL: Duration = Duration::from_millis(1500);
 /// Between two writings of the status, at least.
 const SHOW: Duration = Duration::from_millis(100);
-/// How often is looked whether the worker still reports.
+/// How often is looked whether positions are still reported.
 const LISTEN: Duration = Duration::from_secs(1);
 /// Pauses before the next session.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -489,6 +489,7 @@ mod tests {
             retention_days: 1,
             listing: 3600,
             interval: 1000,
+            report_interval: 1000,
         }
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Shared {
     pub(crate) over: AtomicBool,
 }
 
-/// How long the worker may report nothing, beyond the interval of its reports.
+/// How long nothing may be reported, beyond the interval of the reports.
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// How long the tail of a new timeline waits for its history file.
@@ -61,8 +61,17 @@ pub(crate) struct State {
     /// Reported positions that the remote does not have yet. Each with the time of the report before
     /// it: the WAL between the two was written after that.
     heard: VecDeque<(Position, DateTime<Utc>)>,
-    /// When the worker read the position that it reported last, and when that report came.
-    reported: Option<(DateTime<Utc>, Instant)>,
+    /// When `position` was read, as the last report of it says: of what was committed since then
+    /// nothing is known.
+    reported_at: Option<DateTime<Utc>>,
+    /// When the last report came.
+    heard_at: Option<Instant>,
+    /// The machine's uptime at the last report, in microseconds.
+    uptime: Option<u64>,
+    /// When `position` changed last.
+    moved_at: Option<Instant>,
+    /// A position that was reported too soon after that to be shipped, and when it was read.
+    next_position: Option<(Position, DateTime<Utc>)>,
     /// Whether the remote was listed, so that `coverage` and `status.backups` are known.
     pub(crate) is_listed: bool,
     /// Where shipping begins while no backup is on the remote.
@@ -129,10 +138,10 @@ impl State {
             .or_else(|| reach(begin?))
     }
 
-    /// When the worker read the position that it reported last: of what was committed since then
-    /// nothing is known.
+    /// When the position was read that is shipped now: of what was committed since then nothing is
+    /// known.
     pub(crate) fn reported_at(&self) -> Option<DateTime<Utc>> {
-        self.reported.map(|(at, _)| at)
+        self.reported_at
     }
 
     /// A session begins: what it sends before the remote is listed counts as well.
@@ -303,23 +312,62 @@ impl State {
         }
     }
 
-    /// Takes in how far the WAL is on disk. Answers whether that changes anything.
+    /// Whether a report was read before one that came already: the worker and the reporter report
+    /// side by side, and each can stand still between reading and writing. While a server runs its WAL
+    /// does not go back.
+    fn is_late(&self, report: &Report) -> bool {
+        let latest = self.next_position.map(|(position, _)| position).or(self.position);
+        let is_behind = latest.is_some_and(|latest| {
+            let Position { timeline, flushed } = report.position;
+            (timeline, flushed) < (latest.timeline, latest.flushed)
+        });
+        match (report.uptime, self.uptime) {
+            (Some(uptime), Some(before)) => uptime < before || is_behind,
+            // An earlier version of the worker.
+            _ => is_behind && report.at.zip(self.reported_at).is_some_and(|(at, it)| at < it),
+        }
+    }
+
+    /// Takes in a report of how far the WAL is on disk. Answers whether that changes anything.
     fn hear(&mut self, report: Report, plan: &Plan) -> bool {
-        let Report { position, at } = report;
-        let at = at.unwrap_or_else(Utc::now);
-        let before = self.reported.map(|(before, _)| before);
-        // Two report side by side, and what one of them read earlier can come later.
-        let is_late = before.is_some_and(|before| at < before)
-            && self.position.is_some_and(|known| {
-                (position.timeline, position.flushed) < (known.timeline, known.flushed)
-            });
-        if is_late {
+        if self.is_late(&report) {
             return false;
         }
-        self.reported = Some((at, Instant::now()));
-        let is_old = self.position == Some(position) && self.status.silent_since.is_none();
-        if is_old {
+        let Report { position, at, uptime } = report;
+        let at = at.unwrap_or_else(Utc::now);
+        self.uptime = uptime;
+        self.heard_at = Some(Instant::now());
+        let is_known = self.position == Some(position);
+        if is_known && self.status.silent_since.is_none() {
+            self.reported_at = Some(at);
             return false;
+        }
+        // The worker's reports come by its own clock: one that comes a little early is in time. One
+        // of an earlier version comes every interval.
+        let interval = Duration::from_millis(plan.interval.into()).mul_f32(0.75);
+        let is_early = uptime.is_some() && self.moved_at.is_some_and(|it| it.elapsed() < interval);
+        let goes_on = self.position.is_some_and(|known| known.timeline == position.timeline);
+        if is_early && goes_on && !is_known && self.status.silent_since.is_none() {
+            // `reported_at` stays: not all that was on disk at the time of this report is shipped now.
+            self.next_position = Some((position, at));
+            return false;
+        }
+        self.take_position(position, at, plan);
+        true
+    }
+
+    /// Takes in the position that was reported too soon, if there is one. Answers whether there is.
+    fn take_next_position(&mut self, plan: &Plan) -> bool {
+        let next = self.next_position.take();
+        next.inspect(|(position, at)| self.take_position(*position, *at, plan)).is_some()
+    }
+
+    /// Takes in how far the WAL is on disk, and when that was read.
+    fn take_position(&mut self, position: Position, at: DateTime<Utc>, plan: &Plan) {
+        let before = self.reported_at.replace(at);
+        self.next_position = None;
+        if self.position != Some(position) {
+            self.moved_at = Some(Instant::now());
         }
         if self.history.0 != position.timeline {
             self.history = (position.timeline, history(plan, position.timeline));
@@ -354,14 +402,16 @@ impl State {
             });
         }
         self.heard.push_back((position, written));
-        true
     }
 
-    /// Whether the worker has not reported for so long that nothing is known of what was committed
-    /// since.
+    /// Whether nothing was reported for so long that nothing is known of what was committed since.
     fn is_silent(&self, plan: &Plan) -> bool {
-        let limit = SILENCE + Duration::from_millis(plan.interval.into());
-        self.reported.is_some_and(|(_, came)| came.elapsed() > limit)
+        let interval = match plan.report_interval {
+            0 => plan.interval,
+            interval => interval,
+        };
+        let limit = SILENCE + Duration::from_millis(interval.into());
+        self.heard_at.is_some_and(|came| came.elapsed() > limit)
     }
 
     /// Brings the status up to date.
@@ -495,7 +545,7 @@ impl Shared {
         verified.elapsed().is_ok_and(|age| age < time)
     }
 
-    /// Takes in a report of the worker. One that says what is known wakes nobody.
+    /// Takes in a report of the worker or the reporter. One that says what is known wakes nobody.
     pub(crate) fn hear(&self, report: Report) {
         let mut state = self.lock();
         if !state.hear(report, &self.plan) {
@@ -505,15 +555,16 @@ impl Shared {
         self.change(|_| ());
     }
 
-    /// Notices that the worker has stopped reporting.
+    /// Notices that nothing is reported any more.
     pub(crate) fn listen(&self) {
         let mut state = self.lock();
         if state.status.silent_since.is_some() || !state.is_silent(&self.plan) {
             return;
         }
+        state.take_next_position(&self.plan);
         state.status.silent_since = state.reported_at();
         drop(state);
-        eprintln!("the worker does not report any more how far the WAL is");
+        eprintln!("neither the worker nor the reporter reports any more how far the WAL is");
         self.change(|_| ());
     }
 
@@ -600,8 +651,9 @@ impl Shared {
         self.raise(&self.over);
     }
 
-    /// Ends everything.
+    /// Ends everything. What was reported last is shipped before.
     pub(crate) fn stop(&self) {
+        self.change(|state| state.take_next_position(&self.plan));
         self.raise(&self.stop);
     }
 
@@ -762,7 +814,7 @@ mod tests {
         let size = plan.segment_size;
         let position =
             |number, bytes| Position { timeline: 1, flushed: Lsn(number * size + bytes) };
-        let report = |position| Report { position, at: Some(Utc::now()) };
+        let report = |position| Report { position, at: Some(Utc::now()), uptime: None };
         let piece = |number, from, to| {
             let segment = Segment { timeline: 1, number };
             let start = segment.start(size).0;
@@ -800,7 +852,8 @@ mod tests {
     #[test]
     fn silence_is_not_taken_for_rest() {
         let directory = tempfile::tempdir().expect("a directory");
-        let plan = super::super::tests::plan(directory.path());
+        let mut plan = super::super::tests::plan(directory.path());
+        plan.interval = 0;
         let mut state = State { is_listed: true, ..State::default() };
         state.status.backups = vec!["backup".to_string()];
         state.backups_here.insert("backup".to_string(), backup("backup", 3));
@@ -809,6 +862,7 @@ mod tests {
         let report = |number, second| Report {
             position: at(1, number),
             at: Some(start + TimeDelta::seconds(second)),
+            uptime: None,
         };
         assert!(state.hear(report(4, 0), &plan));
         state.refresh(SIZE);
@@ -832,5 +886,62 @@ mod tests {
         // A report that was read earlier and comes later takes nothing back.
         assert!(!state.hear(report(4, 39), &plan));
         assert_eq!(state.position, Some(at(1, 5)));
+    }
+
+    #[test]
+    fn two_that_report_side_by_side_are_ordered_by_the_uptime() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut plan = super::super::tests::plan(directory.path());
+        plan.interval = 0;
+        let start = Utc::now() - TimeDelta::hours(1);
+        let mut state = State::default();
+        let report = |number, uptime: u64, second| Report {
+            position: at(1, number),
+            at: Some(start + TimeDelta::seconds(second)),
+            uptime: Some(uptime),
+        };
+        assert!(state.hear(report(5, 100, 100), &plan));
+        // One of the two stood still after it had read the clocks, or the position as well.
+        for late in [report(6, 70, 70), report(5, 70, 70), report(4, 70, 70), report(4, 101, 70)] {
+            assert!(!state.hear(late, &plan));
+            let known = (state.position, state.reported_at(), state.wrong.len());
+            assert_eq!(known, (Some(at(1, 5)), report(5, 100, 100).at, 0));
+        }
+        // The clock was set back: the time of the report holds, and promises nothing of the future.
+        assert!(!state.hear(report(5, 102, 30), &plan));
+        assert_eq!(state.reported_at(), report(5, 102, 30).at);
+        assert!(state.hear(report(6, 103, 31), &plan));
+        assert_eq!(state.position, Some(at(1, 6)));
+    }
+
+    #[test]
+    fn positions_are_shipped_every_interval_and_heard_of_more_often() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut plan = super::super::tests::plan(directory.path());
+        plan.interval = 3_600_000;
+        let start = Utc::now() - TimeDelta::hours(1);
+        let mut state = State::default();
+        let report = |number, second: u64| Report {
+            position: at(1, number),
+            at: Some(start + TimeDelta::seconds(second.cast_signed())),
+            uptime: Some(second * 1_000_000),
+        };
+        assert!(state.hear(report(4, 0), &plan));
+        assert!(!state.hear(report(4, 1), &plan));
+        for second in 2..5 {
+            assert!(!state.hear(report(second + 3, second), &plan));
+            // What was written since then is not shipped yet, so that time is not complete.
+            assert_eq!((state.position, state.reported_at()), (Some(at(1, 4)), report(4, 1).at));
+        }
+        // At the end, and where nothing is reported any more, the last position is shipped at once.
+        assert!(state.take_next_position(&plan));
+        assert_eq!((state.position, state.reported_at()), (Some(at(1, 7)), report(7, 4).at));
+        // The first new byte may be as old as the last report without it.
+        assert_eq!(state.heard.back(), Some(&(at(1, 7), start + TimeDelta::seconds(1))));
+        assert!(!state.take_next_position(&plan));
+        // Another timeline does not wait.
+        let promoted = Report { position: at(2, 7), ..report(7, 5) };
+        assert!(state.hear(promoted, &plan));
+        assert_eq!(state.position, Some(at(2, 7)));
     }
 }

@@ -133,6 +133,8 @@ pub struct Findings<'a> {
     pub has_socket: bool,
     /// How the worker before this one ended, if not by a clean shutdown, and when.
     pub unclean_end: Option<DateTime<Utc>>,
+    /// Whether the server had a place for the reporter when it started.
+    pub has_reporter: bool,
     /// How shipping goes.
     pub shipping: Shipping,
     /// What is known of drills.
@@ -271,6 +273,15 @@ fn worker(findings: &Findings<'_>) -> Check {
             "Look in the server's log for the cause. This is shown until the next backup succeeds, \
              for at most an hour.",
         ),
+        _ if !findings.has_reporter && !matches!(findings.shipping.process, Process::Off) => {
+            warning(
+                "worker",
+                "running, but the nrt_backup reporter could not be registered: other workers take all of \
+             max_worker_processes; while the worker waits for a disk, it is not known whether what \
+             is committed is off-site",
+                NO_PLACE,
+            )
+        }
         _ => ok("worker", "running"),
     }
 }
@@ -759,6 +770,7 @@ mod tests {
             database_exists: true,
             has_socket: true,
             unclean_end: None,
+            has_reporter: true,
             shipping: Shipping::default(),
             drills: &NO_DRILLS,
             state_failure: None,

@@ -223,8 +223,8 @@ pub(super) fn shipping(findings: &Findings<'_>) -> Check {
     ok(name, "WAL goes off-site as it is written")
 }
 
-/// The check of shipping, where the worker has not reported for long. A worker that stands still
-/// evaluates no check, so whoever shows them asks this, too.
+/// The check of shipping, where neither the worker nor the reporter has reported for long. A worker
+/// that stands still evaluates no check, so whoever shows them asks this, too.
 fn silence(status: &Status, now: DateTime<Utc>) -> Option<Check> {
     let since = status.silent_since.filter(|since| (now - *since).abs() > SILENT)?;
     Some(critical(
@@ -234,7 +234,8 @@ fn silence(status: &Status, now: DateTime<Utc>) -> Option<Check> {
              committed since then, and is off-site, is not known",
             moment(since)
         ),
-        "Look whether the nrt_backup worker is stopped, or waits for a disk that hangs.",
+        "Look whether the processes \"nrt_backup worker\" and \"nrt_backup reporter\" are stopped, or \
+         wait for a disk that hangs.",
     ))
 }
 

@@ -73,8 +73,12 @@ pub struct Plan {
     /// Seconds between two listings of the remote, which notice what is missing there.
     #[serde(default = "listing")]
     pub listing: u32,
-    /// Milliseconds between two looks at how far the WAL is on disk: what is told may be so old.
+    /// Milliseconds between two shipments of the WAL that was written since.
     pub interval: u32,
+    /// Milliseconds between two reports of how far the WAL is on disk, at most; 0 where an earlier
+    /// version reports, every `interval`.
+    #[serde(default)]
+    pub report_interval: u32,
 }
 
 /// The remote's list of restore points: a JSON array of
@@ -83,6 +87,9 @@ pub const RESTORE_POINTS: &str = "restore-points.json";
 
 /// Seconds between two signs of life on the remote.
 pub const HEARTBEAT: u32 = 15;
+
+/// Milliseconds between two reports of how far the WAL is on disk, at most.
+pub const REPORT_INTERVAL: u32 = 1000;
 
 /// Seconds between two listings of the remote.
 pub const LISTING: u32 = 3600;
@@ -133,6 +140,7 @@ impl Plan {
             retention_days: settings.retention_days,
             listing: LISTING,
             interval: settings.ship_interval,
+            report_interval: REPORT_INTERVAL,
         })
     }
 }
@@ -146,8 +154,8 @@ pub struct Position {
     pub flushed: Lsn,
 }
 
-/// What the worker reports: a line of JSON on the standard input of `nrt-backup ship`, at least once
-/// a second, whether the position has changed or not.
+/// What the worker and the reporter report: a line of JSON on the standard input of `nrt-backup ship`,
+/// each at least once a second, whether the position has changed or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// How far the WAL is on disk.
@@ -156,6 +164,10 @@ pub struct Report {
     /// When that was read, or a moment before: whatever was on disk then lies before the position.
     #[serde(default)]
     pub at: Option<DateTime<Utc>>,
+    /// The machine's uptime in microseconds, read right before `at`. It orders the reports of two
+    /// processes, also where the clock is set between them.
+    #[serde(default)]
+    pub uptime: Option<u64>,
 }
 
 /// What shipping does.
