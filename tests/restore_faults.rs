@@ -1277,7 +1277,10 @@ fn a_mount_point_keeps_what_was_in_it() {
     place.cluster.sql("create table kept ()");
     place.cluster.stop(Shutdown::Fast);
 
-    // Its own timeline is the newest; its WAL is nowhere else.
+    // Its own timeline is the newest; its WAL is nowhere else. The mount point is open to all, as
+    // `mount` leaves it.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&data, open).expect("it is ours");
     place.restored(&["--replace", &repository]);
     let state = place.cluster.state_directory();
     let inside = || beside(&state.join("x"), "before-restore");
@@ -1459,21 +1462,40 @@ fn a_tablespace_that_is_newer_than_the_backup_is_made() {
              select i, 'new' as filler from generate_series(1, 100) i",
     );
     wait_for_shipped(&original);
+    wait_until("the owner tells of the tablespace", AGAIN, || {
+        !owner_of(&remote).tablespaces.is_empty()
+    });
     let content = original.value(CONTENT);
+    let id = original.value("select oid from pg_tablespace where spcname = 'space'");
     original.vanish();
     fs::remove_dir_all(&space).expect("nobody is left who writes there");
 
     let remote_arguments = from(&remote);
     let place = Place::new("space-is-made");
-    // Where it cannot be made, the command says who can, and goes on.
+    // Where it cannot be made, that is said before anything is fetched.
     fs::write(&space, "in the way").expect("the directory is ours");
     let arguments = [&texts(&remote_arguments)[..], &["--original"]].concat();
     let (code, words) = place.run("restore", &[&["--no-start"], &arguments[..]].concat());
     assert_eq!(code, 1, "{words}");
-    assert!(words.contains(&space.display().to_string()), "{words}");
+    assert!(words.contains(&format!("--tablespace-map {id}=")), "{words}");
+    assert!(!words.contains("fetch:") && !place.work().exists(), "{words}");
     fs::remove_file(&space).expect("it is ours");
-    let cluster = place.restore(&arguments);
+
+    // To another directory: nothing is left at the place that the WAL names.
+    let other = place.cluster.directory().join("other");
+    let map = format!("--tablespace-map={id}={}", other.display());
+    let cluster = place.restore(&[&arguments[..], &[&map]].concat());
     assert_eq!(cluster.value(CONTENT), content);
+    let location = format!("select pg_tablespace_location({id})");
+    assert_eq!(cluster.value(&location), other.display().to_string());
+    assert!(fs::symlink_metadata(&space).is_err());
+    drop(cluster);
+
+    let place = Place::new("space-is-there-again");
+    let text = place.restored(&arguments);
+    assert!(text.contains("the WAL creates it anew"), "{text}");
+    place.cluster.start();
+    assert_eq!(place.cluster.value(CONTENT), content);
     let held = fs::read_dir(&space).expect("it was made").count();
     assert_eq!(held, 1, "the restored cluster's own directory is in it");
 }

@@ -71,7 +71,6 @@ fn a_restore_reaches_its_plan_or_fails() {
     let before = flushed(&cluster);
     cluster.sql("insert into t select generate_series(201, 300)");
     wait_for_shipped(&cluster);
-    let middle = flushed(&cluster);
     cluster.sql("insert into t select generate_series(301, 400)");
     wait_for_shipped(&cluster);
 
@@ -105,17 +104,25 @@ fn a_restore_reaches_its_plan_or_fails() {
     // What an overlapping object holds as well is taken from there.
     object.replace(&whole);
     let path = object.path.clone();
-    let other = Piece { to: middle, ..object.piece };
-    if other != object.piece && object.piece.to > middle {
-        let length = usize::try_from(middle.since(other.from)).expect("small");
-        let beside = remote.files(NAME).join("wal-tail").join(other.path(SIZE));
-        Object { path: beside, piece: other, packed: Vec::new() }.replace(&whole[..length]);
-    }
     fs::write(&path, &object.packed[..object.packed.len() - 3]).expect("it is ours");
-    let (code, text) = Place::new("cut").run("restore", &arguments);
+    let (code, text) = Place::new("cut").run("restore", &[&["--json"], &arguments[..]].concat());
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("wal-tail/") && text.contains("is damaged"), "{text}");
-    fs::write(&path, &object.packed).expect("it is ours");
+    assert!(text.contains("\"code\": \"wal_damaged\""), "{text}");
+    // The first half of it, and all of it but that half and some bytes before.
+    let piece = object.piece;
+    let half = piece.to.since(piece.from) / 2;
+    let parts = [
+        Piece { to: Lsn(piece.from.0 + half), ..piece },
+        Piece { from: Lsn(piece.from.0 + half / 2), ..piece },
+    ];
+    for part in parts {
+        let [from, to] = [part.from, part.to].map(|at| at.since(piece.from));
+        let [from, to] = [from, to].map(|at| usize::try_from(at).expect("small"));
+        let beside = remote.files(NAME).join("wal-tail").join(part.path(SIZE));
+        assert!(!beside.exists(), "{}", beside.display());
+        Object { path: beside, piece: part, packed: Vec::new() }.replace(&whole[from..to]);
+    }
     let restored = Place::new("whole").restore(&arguments);
     assert_eq!(restored.value("select count(*) from t"), "400");
 }

@@ -333,6 +333,7 @@ fn restored(is_copy: bool) -> Restored {
         is_copy,
         full_taken: None,
         target: None,
+        phases: None,
     }
 }
 

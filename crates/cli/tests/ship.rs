@@ -540,6 +540,7 @@ fn what_was_cut_off_while_it_was_brought_back_is_never_sent() {
         is_copy: false,
         full_taken: None,
         target: None,
+        phases: None,
     };
     world.write(
         &format!("state/{}", layout::RESTORED),
@@ -767,6 +768,7 @@ fn another(system: u64) -> Owner {
         aside: None,
         complete_until: None,
         shipped: None,
+        tablespaces: std::collections::BTreeMap::new(),
     }
 }
 
@@ -783,6 +785,7 @@ fn a_restored_copy_takes_no_remote_before_it_is_told_to() {
         is_copy: true,
         full_taken: None,
         target: None,
+        phases: None,
     };
     world.write("state/restored.json", &serde_json::to_vec(&mark).expect("JSON"));
     let mark_now = || -> Restored {

@@ -10,7 +10,7 @@ use crate::inventory::Failure;
 use crate::lsn::{Lsn, Segment};
 use crate::machine::Memory;
 use crate::offsite;
-use crate::restore::drill::supervisor;
+use crate::restore::drill::{Phases, supervisor};
 use crate::restore::target::Target;
 
 /// The state directory's name within the data directory.
@@ -253,7 +253,7 @@ impl LetGo {
 }
 
 /// Where a data directory came from: `nrt-backup restore` leaves it behind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Restored {
     /// When the restore had ended.
     pub at: DateTime<Utc>,
@@ -275,6 +275,9 @@ pub struct Restored {
     /// What was asked for.
     #[serde(default)]
     pub target: Option<Target>,
+    /// How long it took, where it was measured: without what an interrupted one had done before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phases: Option<Phases>,
 }
 
 impl Restored {

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::answer::{Answer, directory, print};
 use super::server;
-use super::source::{From, To, rates};
+use super::source::{From, To};
 use super::zone::zone;
 use crate::restore::{self, OwnWal, Work};
 
@@ -101,7 +101,7 @@ fn answer(arguments: &Arguments) -> Answer {
         return Ok((overview.text(zone()), json!(overview)));
     }
     let bindir = arguments.from.bindir.as_deref();
-    let rates = rates(&into);
+    let rates = restore::last_phases(&into);
     let (own, rates) = (own.as_ref(), rates.as_ref());
     let planned = restore::make_plan(&place, stanza, &target, &into, &work, own, bindir, rates)?;
     let steps = steps(&planned.plan, &into.to_string_lossy());

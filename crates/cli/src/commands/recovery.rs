@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, directory, print};
 use super::server::{self, Server};
-use super::source::{From, To, rates};
+use super::source::{From, To};
 use super::zone::zone;
 use crate::restore::{self, Existing, Kind, Place, Request, Start, Work};
 use crate::ship::Address;
@@ -203,7 +203,7 @@ fn reached(overview: &Overview, owner: Option<&str>) -> String {
     });
     if let Some(until) = overview.complete_until {
         let until = written(until, zone());
-        lines.push(format!("complete   whatever was committed until {until} is there"));
+        lines.push(format!("complete   all commits until {until}, and later ones in that WAL"));
     }
     lines.join("\n") + "\n"
 }
@@ -238,7 +238,7 @@ fn prepare(asked: &Asked, directory: &Path) -> Answer {
         settings: Vec::new(),
         repository: None,
         original: None,
-        rates: data.as_deref().and_then(rates),
+        rates: data.as_deref().and_then(restore::last_phases),
         is_quiet: true,
         ignore_space: false,
         only_configuration: None,

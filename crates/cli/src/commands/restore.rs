@@ -5,16 +5,18 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use nrt_core::restore::Refusal;
+use nrt_core::restore::{Code, Refusal};
 use nrt_core::size::format_size;
 use serde_json::json;
 
-use super::source::{From, To, rates, words};
+use super::source::{From, To, words};
 use super::zone::zone;
 use crate::restore::{self, Existing, Report, Request, Start, Work};
 
 /// The exit code where recovery ended before the end of its plan.
 const SHORT: u8 = 3;
+/// pgBackRest takes no more than this for `--process-max`.
+const MOST_PROCESSES: usize = 999;
 
 /// Restores a cluster to a point in time, from a remote or from a repository on this machine.
 ///
@@ -50,7 +52,8 @@ pub(crate) struct Arguments {
     /// that of the server that was here last, by default.
     #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
-    /// Restore a tablespace, by its name or id, to another directory; may be repeated.
+    /// Restore a tablespace, by its name or id, to another directory; may be repeated. One that is
+    /// newer than the backup is named by its id, or by the directory where it was.
     #[arg(long, value_name = "NAME=DIRECTORY")]
     tablespace_map: Vec<String>,
     /// Restore only this database, and none of the others' data; may be repeated.
@@ -63,7 +66,7 @@ pub(crate) struct Arguments {
     /// The restored server takes the original's place, whatever it looks like.
     #[arg(long)]
     original: bool,
-    /// Processes that restore; half the cores, at most 8, by default.
+    /// Processes that restore; all cores, by default.
     #[arg(long, value_name = "NUMBER")]
     process_max: Option<u32>,
     /// Where the restore works: what it fetches is there until it has ended. Beside the data
@@ -100,11 +103,18 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             if arguments.json {
                 println!(
                     "{:#}",
-                    json!({ "error": { "message": refusal.message, "hint": refusal.hint } })
+                    json!({ "error": {
+                        "code": refusal.code,
+                        "message": refusal.message,
+                        "hint": refusal.hint,
+                    } })
                 );
             }
             eprintln!("nrt-backup: {}", words(&refusal));
-            if refusal.is_short { ExitCode::from(SHORT) } else { ExitCode::FAILURE }
+            match refusal.code {
+                Some(Code::Short) => ExitCode::from(SHORT),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -147,7 +157,7 @@ fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
         bindir: arguments.from.bindir.clone(),
         processes: arguments
             .process_max
-            .unwrap_or_else(|| u32::try_from(cores.div_ceil(2).min(8)).unwrap_or(1)),
+            .unwrap_or_else(|| u32::try_from(cores.min(MOST_PROCESSES)).unwrap_or(1)),
         start: match (arguments.no_start, arguments.no_recovery) {
             (true, _) => Start::Recover,
             (_, true) => Start::No,
@@ -161,7 +171,7 @@ fn restore(arguments: &Arguments) -> Result<Option<Report>, Refusal> {
         settings: Vec::new(),
         repository: arguments.local_repository.clone(),
         original: None,
-        rates: rates(&arguments.data),
+        rates: restore::last_phases(&arguments.data),
         is_quiet: arguments.json,
         ignore_space: arguments.ignore_space,
         only_configuration: None,

@@ -13,7 +13,6 @@ use nrt_core::layout;
 use nrt_core::offsite;
 use nrt_core::options::{truth, without_end};
 use nrt_core::restore::Refusal;
-use nrt_core::restore::drill::{Phases, journal};
 use nrt_core::restore::target::{Asked, Target};
 
 use super::server;
@@ -248,13 +247,18 @@ pub(crate) struct To {
     #[arg(long)]
     immediate: bool,
     /// The timeline to follow: latest, current or a number.
-    #[arg(long, value_name = "TIMELINE")]
+    #[arg(long = "target-timeline", alias = "timeline", value_name = "TIMELINE")]
     timeline: Option<String>,
     /// Stop right before the target instead of right after it.
-    #[arg(long)]
+    #[arg(long = "target-exclusive", alias = "exclusive")]
     exclusive: bool,
     /// What happens then: promote, pause or shutdown.
-    #[arg(long, value_name = "ACTION", env = "RECOVERY_TARGET_ACTION")]
+    #[arg(
+        long = "target-action",
+        alias = "action",
+        value_name = "ACTION",
+        env = "RECOVERY_TARGET_ACTION"
+    )]
     action: Option<String>,
     /// The backup to begin with, instead of the best one.
     #[arg(long, value_name = "LABEL")]
@@ -310,12 +314,6 @@ fn is_false(value: Option<String>) -> Result<bool, Refusal> {
             "Write true or false.",
         )),
     }
-}
-
-/// How long the last drill on this machine took, for the estimate.
-pub(crate) fn rates(data: &Path) -> Option<Phases> {
-    let drills = data.join(layout::STATE_DIRECTORY).join(layout::DRILLS);
-    journal::rates(&journal::read(&fs::read(drills).ok()?))
 }
 
 /// A refusal, as an operator reads it.

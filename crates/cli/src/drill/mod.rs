@@ -124,7 +124,9 @@ pub(crate) fn run(order: &Order) -> anyhow::Result<bool> {
     let done = drill(order, &known);
     // From here on a signal waits for us, or we for it.
     let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-    known.outcome.failure = done.err();
+    let refusal = done.err();
+    known.outcome.code = refusal.as_ref().and_then(|it| it.code);
+    known.outcome.failure = refusal.map(Failure::from);
     tell(&mut known)
 }
 
@@ -184,7 +186,7 @@ fn tell(known: &mut Known) -> anyhow::Result<bool> {
 }
 
 /// The drill itself. What it finds out is in `known` as soon as it is.
-fn drill(order: &Order, known: &Mutex<Known>) -> Result<(), Failure> {
+fn drill(order: &Order, known: &Mutex<Known>) -> Result<(), Refusal> {
     let scratch = Scratch::take(order)?;
     let path = scratch.path().to_path_buf();
     note(known, |it| it.scratch = Some(scratch));
@@ -219,7 +221,7 @@ fn drill(order: &Order, known: &Mutex<Known>) -> Result<(), Failure> {
     note(known, |it| it.outcome.phases.check = begin.elapsed().as_secs_f64());
     checked?;
     // The drill's server has a configuration of its own.
-    report.fault.map_or(Ok(()), |fault| Err(fault.into()))
+    report.fault.map_or(Ok(()), Err)
 }
 
 fn note(known: &Mutex<Known>, change: impl FnOnce(&mut Known)) {

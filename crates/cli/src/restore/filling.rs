@@ -23,6 +23,7 @@ use super::planning::{Planned, manifest_text};
 use super::progress::Progress;
 use super::server::Programs;
 use super::source::Source;
+use super::spaces::Newer;
 use super::waldump::Dump;
 use crate::segment::{hash_of, unpack};
 
@@ -33,7 +34,7 @@ const BUILT_IN: [&str; 3] = ["postgres", "template0", "template1"];
 
 impl Run<'_> {
     /// Refuses names that the backup does not know.
-    pub(super) fn check_names(&self, planned: &Planned) -> Result<(), Refusal> {
+    pub(super) fn check_names(&self, planned: &Planned, newer: &[Newer]) -> Result<(), Refusal> {
         let Some(known) = &planned.manifest else { return Ok(()) };
         let refused = |what: &str, name: &str, names: Vec<String>| {
             let hint = match names.join(", ") {
@@ -47,7 +48,9 @@ impl Run<'_> {
         };
         for (name, _) in &self.request.tablespaces {
             let is_known = |it: &Tablespace| it.name == *name || it.id == *name;
-            if !known.tablespaces.iter().any(is_known) {
+            // One that the WAL creates may be named by its path, whoever knows of it.
+            let is_newer = newer.iter().any(|it| it.is(name)) || name.starts_with('/');
+            if !is_newer && !known.tablespaces.iter().any(is_known) {
                 let names = known.tablespaces.iter().map(|it| it.name.clone()).collect();
                 return refused("tablespace", name, names);
             }
@@ -100,37 +103,41 @@ impl Run<'_> {
         let Some(remote) = &planned.source.remote else { return Ok(()) };
         let mut progress =
             Progress::begin("fetch", planned.plan.fetch_bytes, self.request.is_quiet);
-        let mut done = 0;
-        for label in &planned.plan.chain {
-            let path = format!("backup/{}/{label}", planned.source.stanza);
-            let here = self.work.repository().join(&path);
-            let stored = planned.catalog.stored.get(label).copied().unwrap_or(0);
-            // A remote that sends more than it has listed fills no disk.
-            let most = stored.saturating_mul(2).saturating_add(SPARE);
-            let is_too_much = AtomicBool::new(false);
-            let from = format!("repository/{path}");
-            let fetched = remote.fetch_directory(&from, &here, &[], &is_too_much, &mut |n| {
-                progress.at(done + n);
-                is_too_much.store(n > most, Ordering::Relaxed);
-            });
-            if is_too_much.load(Ordering::Relaxed) {
-                return Err(Refusal::new(
-                    format!("backup {label} is larger than the {stored} bytes that were listed"),
-                    "See what else writes to the remote.",
-                ));
-            }
-            fetched.map_err(|it| {
-                let failure =
-                    crate::ship::failure(&format!("backup {label} cannot be fetched"), &it);
-                Refusal::new(
-                    failure.message,
-                    format!("{} The same command goes on where it was.", failure.hint),
-                )
-            })?;
-            done += stored;
+        let stanza = &planned.source.stanza;
+        let here = self.work.repository().join(format!("backup/{stanza}"));
+        let stored = |label: &String| planned.catalog.stored.get(label).copied().unwrap_or(0);
+        let stored: u64 = planned.plan.chain.iter().map(stored).sum();
+        // A remote that sends more than it has listed fills no disk.
+        let most = stored.saturating_mul(2).saturating_add(SPARE);
+        let is_too_much = AtomicBool::new(false);
+        let mut came = 0;
+        // All of them at once: what is asked about one need not wait for another.
+        let of_each = planned.plan.chain.iter().map(|label| format!("+ /{label}/**"));
+        let rules: Vec<String> = of_each.chain(["- **".to_string()]).collect();
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        let from = format!("repository/backup/{stanza}");
+        let fetched = remote.fetch_directory(&from, &here, &rules, &is_too_much, &mut |n| {
+            came = n;
+            progress.at(n);
+            is_too_much.store(n > most, Ordering::Relaxed);
+        });
+        let labels = planned.plan.chain.join(", ");
+        if is_too_much.load(Ordering::Relaxed) {
+            return Err(Refusal::new(
+                format!("backup {labels} is larger than the {stored} bytes that were listed"),
+                "See what else writes to the remote.",
+            ));
         }
-        phases.fetch = progress.end(done);
-        phases.fetched_bytes = done;
+        fetched.map_err(|it| {
+            let failure = crate::ship::failure(&format!("backup {labels} cannot be fetched"), &it);
+            Refusal::new(
+                failure.message,
+                format!("{} The same command goes on where it was.", failure.hint),
+            )
+        })?;
+        // An interrupted restore left the rest here.
+        phases.fetch = progress.end(came);
+        phases.fetched_bytes = came;
         Ok(())
     }
 
@@ -179,8 +186,14 @@ impl Run<'_> {
         if delta {
             words.push("--delta".to_string());
         }
+        let known = planned.manifest.as_ref().map_or(&[][..], |it| &it.tablespaces);
         for (name, path) in &request.tablespaces {
-            words.push(format!("--tablespace-map={name}={}", path.display()));
+            // pgBackRest knows nothing of those that the WAL creates.
+            if planned.manifest.is_none()
+                || known.iter().any(|it| it.name == *name || it.id == *name)
+            {
+                words.push(format!("--tablespace-map={name}={}", path.display()));
+            }
         }
         if let Some(path) = &request.tablespaces_below {
             words.push(format!("--tablespace-map-all={}", path.display()));
@@ -229,7 +242,7 @@ impl Run<'_> {
         }
         forget_recovery(&into)?;
         let bytes = total.unwrap_or(0);
-        phases.restore = progress.end(bytes);
+        phases.restore = if delta { progress.end_compared(bytes) } else { progress.end(bytes) };
         phases.restored_bytes = bytes;
         Ok(())
     }

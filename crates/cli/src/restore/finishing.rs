@@ -177,7 +177,7 @@ impl Run<'_> {
     }
 
     /// The original's data directory, if it is on this machine and is not what is restored into.
-    fn original(&self, planned: &Planned, programs: &Programs) -> Option<PathBuf> {
+    pub(super) fn original(&self, planned: &Planned, programs: &Programs) -> Option<PathBuf> {
         if self.request.original.is_some() || self.request.is_copy == Some(false) {
             return self.request.original.clone();
         }
@@ -231,6 +231,7 @@ impl Run<'_> {
             is_copy: report.copy_of.is_some(),
             full_taken: None,
             target: Some(plan.target.clone()),
+            phases: recovered.filter(|_| report.is_measured).map(|_| report.phases),
         };
         let text = serde_json::to_vec(&restored).unwrap_or_default();
         let path = self.request.data.join(layout::STATE_DIRECTORY).join(layout::RESTORED);

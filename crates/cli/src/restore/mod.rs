@@ -15,6 +15,7 @@ mod configuration;
 mod debian;
 mod filling;
 mod finishing;
+mod pace;
 mod place;
 mod planning;
 mod progress;
@@ -24,6 +25,7 @@ mod recovery;
 mod room;
 mod server;
 mod source;
+mod spaces;
 mod wal;
 mod wal_get;
 mod waldump;
@@ -37,10 +39,11 @@ use chrono::Utc;
 use nrt_core::lsn::Lsn;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::drill::{Phases, Recovered};
-use nrt_core::restore::plan::Plan;
+use nrt_core::restore::plan::{Plan, Recovery};
 use nrt_core::restore::target::{Action, Target};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use pace::last as last_phases;
 pub(crate) use place::{Existing, unusable};
 pub(crate) use planning::{Planned, look, make_plan};
 pub(crate) use room::{disk, needed};
@@ -145,6 +148,8 @@ pub(crate) struct Report {
     pub(crate) copy_of: Option<String>,
     /// What else the operator should know.
     pub(crate) notes: Vec<String>,
+    /// Whether the phases tell how fast a whole restore is.
+    pub(crate) is_measured: bool,
     /// Why the configuration would not come back, of a drill, which has another one.
     pub(crate) fault: Option<Refusal>,
 }
@@ -293,6 +298,20 @@ pub(crate) fn refuse_root() -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What is said where the operator's own server recovers.
+fn unchecked(plan: &Plan) -> String {
+    match plan.recovery {
+        Recovery::End => format!(
+            "nothing here compares where that ends with the plan, which ends at {}: the server's log \
+             says \"redo done at\"",
+            plan.wal.last().map(|it| it.to).unwrap_or_default()
+        ),
+        _ => "nothing here sees whether that comes to the target: PostgreSQL does not start where it \
+              does not, and its log says \"recovery stopping\" where it does"
+            .to_string(),
+    }
+}
+
 fn waits(plan: &Plan) -> bool {
     plan.target.action != Action::Promote
 }
@@ -366,7 +385,8 @@ impl Run<'_> {
             request.rates.as_ref(),
         )?;
         let programs = Programs::find(&planned.plan.version, request.bindir.as_deref())?;
-        self.check_names(&planned)?;
+        let newer = self.newer(&planned, begun.as_ref());
+        self.check_names(&planned, &newer)?;
         self.check_tablespaces(&planned, begun.as_ref())?;
         self.choose_configuration(&planned, &programs, begun.is_some())?;
         // A drill goes on: how much comes back is worth knowing.
@@ -380,6 +400,9 @@ impl Run<'_> {
         }
         if done.is_none() {
             self.check_end(&mut planned, &programs)?;
+            if self.original(&planned, &programs).is_none() {
+                self.check_newer(&mut planned, begun.as_ref())?;
+            }
             self.check_room(&planned, begun.as_ref())?;
         }
         show(done.as_ref().map_or(&planned.plan, |done| &done.plan))?;
@@ -393,6 +416,7 @@ impl Run<'_> {
             is_running: false,
             copy_of: None,
             notes: Vec::new(),
+            is_measured: begun.is_none() && request.existing != Existing::Delta,
             fault,
         };
         if let (Some(begun), Some(done)) = (&begun, done) {
@@ -428,6 +452,7 @@ impl Run<'_> {
             )?,
         };
         report.aside.clone_from(&begun.aside);
+        let recovers = request.start != Start::No && planned.plan.target.action != Action::Pause;
         self.restore(&planned, &mut begun, &mut report.phases)?;
         begun.move_up()?;
         report.configuration = self.configuration(&planned, &programs)?;
@@ -441,6 +466,11 @@ impl Run<'_> {
         let shelved = Shelved { place, stanza: planned.source.stanza.clone(), shelf };
         self.work.write(SHELF, &shelved).map_err(told)?;
         self.prepare_recovery()?;
+        // A replay to a target may end before it creates them.
+        let is_certain = planned.plan.recovery == Recovery::End;
+        if is_certain || !recovers {
+            self.make_newer(&newer)?;
+        }
 
         let path = self.work.path().display();
         match (request.start, planned.plan.target.action) {
@@ -454,6 +484,7 @@ impl Run<'_> {
                 report.notes.push(format!(
                     "recovery runs when the server is started; it needs \"{path}\" until then"
                 ));
+                report.notes.push(unchecked(&planned.plan));
                 Ok(report)
             }
             (start, Action::Pause) => {
@@ -471,13 +502,14 @@ impl Run<'_> {
                     "the server replays up to the target and waits there: look at it, then SELECT \
                      pg_wal_replay_resume() lets it take writes. It needs \"{path}\" until then"
                 ));
+                report.notes.push(unchecked(&planned.plan));
                 Ok(report)
             }
             (_, action) => {
                 let only = request.only_configuration.as_deref();
                 let config = config_words(only.or(report.configuration.as_deref()));
                 let (private, phase) =
-                    self.recover(&planned, &shelved.shelf, &programs, &config)?;
+                    self.recover(&planned, &shelved.shelf, &programs, &config, &newer)?;
                 report.phases.replay = phase;
                 report.phases.replayed_bytes = planned.plan.wal_bytes;
                 let said = private.told.clone();
@@ -519,11 +551,16 @@ impl Run<'_> {
         programs: &Programs,
         mut report: Report,
     ) -> Result<Report, Refusal> {
+        self.settle_newer(planned)?;
         // Last: whether the original lives shows by a sign of life that takes its time.
         self.leave_the_original_alone(planned, &mut report)?;
         self.keep_prepared(programs, &mut report)?;
         self.settle_configuration(planned, programs, &mut report)?;
         self.finish(planned, programs, &mut report)?;
+        // A drill's journal has it, and a drill takes only what the machine has to spare.
+        if report.is_measured && self.request.only_configuration.is_none() {
+            pace::remember(&report.phases);
+        }
         if let Some(recovered) = report.recovered.clone() {
             let data = &self.request.data;
             let finished = Finished {
@@ -595,6 +632,7 @@ impl Run<'_> {
             is_running: place::runs(&self.request.data),
             copy_of: finished.copy_of.clone(),
             notes: finished.notes.clone(),
+            is_measured: false,
             fault: None,
         };
         if self.request.start == Start::Yes && !report.is_running {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use chrono::{DateTime, Utc};
 use nrt_core::layout;
 use nrt_core::restore::Refusal;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::work::Work;
@@ -29,6 +30,9 @@ const BELOW: &str = "restoring";
 const OPTIONS: &str = "postmaster.opts";
 /// What a file system of its own may hold.
 const LOST_AND_FOUND: &str = "lost+found";
+/// The permissions of a data directory, and those that PostgreSQL refuses.
+const MODE: u32 = 0o700;
+const TOO_OPEN: u32 = 0o027;
 /// How long processes of a restore that was killed may take to end.
 const ENDING: Duration = Duration::from_secs(30);
 
@@ -153,6 +157,7 @@ impl Begun {
             self.identity = identity(&self.data);
             self.keep(work)?;
         }
+        close(&self.data)?;
         if self.below {
             make(&self.directory())?;
             self.move_down()?;
@@ -301,6 +306,9 @@ pub(crate) fn check(data: &Path, existing: Existing, begun: Option<&Begun>) -> R
     }
     let found = names(data).map_err(|error| unusable(data, &error))?;
     let known = begun.is_some();
+    if existing != Existing::Replace || is_mount_point(data) {
+        check_owner(data)?;
+    }
     match existing {
         _ if found.is_empty() || known => Ok(()),
         Existing::Replace => Ok(()),
@@ -315,6 +323,43 @@ pub(crate) fn check(data: &Path, existing: Existing, begun: Option<&Begun>) -> R
              another directory (-D).",
         )),
     }
+}
+
+/// Refuses a directory that stays and belongs to another user: PostgreSQL does not start in it.
+fn check_owner(data: &Path) -> Result<(), Refusal> {
+    let Ok(found) = fs::metadata(data) else { return Ok(()) };
+    let user = geteuid().as_raw();
+    if found.uid() == user {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        format!(
+            "\"{}\" belongs to the user with the id {}, and this is the user with the id {user}: \
+             PostgreSQL starts in a directory of its own user only",
+            data.display(),
+            found.uid()
+        ),
+        format!("As root: chown {user} '{}'", data.display()),
+    ))
+}
+
+/// Whether another file system begins in a directory.
+fn is_mount_point(directory: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|it| it.dev()).ok();
+    let above = directory.parent().and_then(device);
+    device(directory).is_some_and(|it| above.is_some_and(|above| above != it))
+}
+
+/// Closes a data directory to other users, as PostgreSQL asks for: a mount point may be open, and
+/// pgBackRest restores below it.
+fn close(data: &Path) -> Result<(), Refusal> {
+    let problem = |error: io::Error| unusable(data, &error);
+    let mut permissions = fs::metadata(data).map_err(problem)?.permissions();
+    if permissions.mode() & TOO_OPEN == 0 {
+        return Ok(());
+    }
+    permissions.set_mode(MODE);
+    fs::set_permissions(data, permissions).map_err(problem)
 }
 
 /// Makes the data directory ready for pgBackRest, and tells where what was in it is now.
@@ -405,13 +450,8 @@ pub(crate) fn move_tablespaces(begun: &Begun, targets: &[PathBuf]) -> Result<(),
         make(target)?;
         let links = aside.join(LINKS);
         for link in names(&links).unwrap_or_default() {
-            let link = links.join(link);
-            if fs::read_link(&link).is_ok_and(|it| it == *target) {
-                // At once: without its link nobody would know where it was.
-                let new = aside.join(NEW_LINK);
-                let _ = fs::remove_file(&new);
-                let moved = symlink(&beside, &new).and_then(|()| fs::rename(&new, &link));
-                moved.map_err(|error| unusable(&link, &error))?;
+            if fs::read_link(links.join(&link)).is_ok_and(|it| it == *target) {
+                lead(aside, &link, &beside)?;
             }
         }
     }
@@ -446,6 +486,22 @@ pub(crate) fn is_free(directory: &Path, owners: &[PathBuf]) -> Result<bool, Refu
 /// Where the first of these clusters that has a tablespace of this id has it.
 pub(crate) fn place_of(id: &str, owners: &[PathBuf]) -> Option<PathBuf> {
     owners.iter().find_map(|owner| fs::read_link(owner.join(LINKS).join(id)).ok())
+}
+
+/// A cluster's tablespaces: the name of each link, which is the object id, and where it leads.
+pub(crate) fn links(cluster: &Path) -> Vec<(String, PathBuf)> {
+    let links = cluster.join(LINKS);
+    let names = names(&links).unwrap_or_default().into_iter();
+    names.filter_map(|name| fs::read_link(links.join(&name)).ok().map(|to| (name, to))).collect()
+}
+
+/// Has the link of a cluster's tablespace lead to another directory.
+pub(crate) fn lead(cluster: &Path, id: &str, to: &Path) -> Result<(), Refusal> {
+    let (link, new) = (cluster.join(LINKS).join(id), cluster.join(NEW_LINK));
+    // At once: without its link nobody would know where it was.
+    let _ = fs::remove_file(&new);
+    let moved = symlink(to, &new).and_then(|()| fs::rename(&new, &link));
+    moved.map_err(|error| unusable(&link, &error))
 }
 
 /// Empties a directory in which an interrupted restore left too little to go on with, except for
@@ -548,6 +604,36 @@ mod tests {
         fs::rename(&data, root.path().join("kept")).expect("renamed");
         cluster(&data);
         assert_eq!(super::begun(&work, &data), None);
+    }
+
+    #[test]
+    fn a_data_directory_that_stays_is_closed_to_others() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, work) = (root.path().join("data"), work(root.path()));
+        let mode = || fs::metadata(&data).expect("there").permissions().mode() & 0o7777;
+        let open = |mode: u32| {
+            fs::set_permissions(&data, fs::Permissions::from_mode(mode)).expect("ours");
+        };
+        fs::create_dir(&data).expect("made");
+        for (found, left) in [(0o755, 0o700), (0o750, 0o750), (0o770, 0o700), (0o700, 0o700)] {
+            open(found);
+            assert!(check(&data, Existing::Refuse, None).is_ok());
+            assert_eq!(mode(), found, "a look changes nothing");
+            let mut begun =
+                prepare(&work, &data, Existing::Refuse, "b", Utc::now()).expect("prepared");
+            assert_eq!(mode(), left);
+            // Also where one goes on that was interrupted before.
+            open(0o755);
+            begun.make_room(&work).expect("there");
+            assert_eq!(mode(), 0o700);
+        }
+        assert!(!is_mount_point(&data) && is_mount_point(Path::new("/proc")));
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&data, Some(1), None).expect("root may");
+            let refusal = check(&data, Existing::Refuse, None).expect_err("another one's");
+            assert!(refusal.hint.contains("chown 0 '/"), "{refusal:?}");
+            assert!(check(&data, Existing::Replace, None).is_ok(), "it is moved aside");
+        }
     }
 
     #[test]

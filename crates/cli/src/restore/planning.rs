@@ -19,7 +19,7 @@ use super::CHOICES;
 use super::place::unusable;
 use super::read::{self, Found, OwnWal};
 use super::server::Programs;
-use super::source::{Place, Source};
+use super::source::{Place, Source, side_by_side};
 use super::wal::{self, Shelf, Store};
 use super::waldump::Dump;
 use super::work::Work;
@@ -97,9 +97,12 @@ pub(crate) fn make_plan(
         chosen.warnings.extend(damaged.clone());
         let mut manifest = manifest_of(&source, &chosen.backup)?;
         if let Some(manifest) = manifest.as_mut().filter(|it| !it.in_blocks.is_empty()) {
-            for label in chosen.chain.iter().filter(|label| **label != chosen.backup) {
+            let earlier: Vec<&String> =
+                chosen.chain.iter().filter(|label| **label != chosen.backup).collect();
+            let read = side_by_side(&earlier, |label| manifest_text(&source, label));
+            for (label, text) in earlier.into_iter().zip(read) {
                 // pgBackRest does not need the manifests of those.
-                if let Some(text) = manifest_text(&source, label)? {
+                if let Some(text) = text? {
                     manifest.need_blocks_of(&String::from_utf8_lossy(&text), label);
                 }
             }

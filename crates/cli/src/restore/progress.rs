@@ -55,18 +55,22 @@ impl Progress {
         }
     }
 
-    /// Ends the part, and tells how many seconds it took.
+    /// Ends the part, which moved so many bytes, and tells how many seconds it took.
     pub(crate) fn end(self, bytes: u64) -> f64 {
+        let rate = bytes as f64 / self.begin.elapsed().as_secs_f64().max(0.001);
+        self.end_with(bytes, &format!("({}/s)", format_size(rate as u64)))
+    }
+
+    /// The same for a part that compared so many bytes with what was there, and moved only some.
+    pub(crate) fn end_compared(self, bytes: u64) -> f64 {
+        self.end_with(bytes, "(compared with what was there)")
+    }
+
+    fn end_with(self, bytes: u64, words: &str) -> f64 {
         let took = self.begin.elapsed().as_secs_f64();
         self.bar.finish_and_clear();
         if !self.is_quiet {
-            let rate = bytes as f64 / took.max(0.001);
-            eprintln!(
-                "{:>8}: {} in {took:.1} s ({}/s)",
-                self.name,
-                format_size(bytes),
-                format_size(rate as u64)
-            );
+            eprintln!("{:>8}: {} in {took:.1} s {words}", self.name, format_size(bytes));
         }
         took
     }

@@ -11,11 +11,11 @@ use std::fs;
 
 use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::tail::{history_name, parse_history};
-use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Stretch;
 use nrt_core::restore::plan::{Plan, Recovery, surely_there};
 use nrt_core::restore::records::{End, Stop, Walk};
 use nrt_core::restore::target::Point;
+use nrt_core::restore::{Code, Refusal};
 
 use super::Run;
 use super::place::unusable;
@@ -77,7 +77,8 @@ impl Run<'_> {
                     planned.plan.source, promised.flushed
                 ),
                 ways_on(end),
-            ));
+            )
+            .of(Code::WalDamaged));
         }
         let backup = planned.catalog.backups.iter().find(|it| it.label == planned.plan.backup);
         let consistent = backup.and_then(|it| it.stop_lsn).unwrap_or(end);
@@ -112,7 +113,7 @@ impl Run<'_> {
             planned.plan.warnings.push(format!("{words}: what lies behind is not restored"));
             return Ok(());
         }
-        Err(Refusal::new(words, ways_on(found.lsn)))
+        Err(Refusal::new(words, ways_on(found.lsn)).of(Code::WalDamaged))
     }
 
     /// Where the records end in segments that follow each other up to the plan's end; `None` if
@@ -221,13 +222,14 @@ impl Run<'_> {
     /// Refuses to hand over what ends too early.
     pub(super) fn short(&self, message: String, said: &Told, ways_on: String) -> Refusal {
         let words = said.end.as_ref().map_or(String::new(), |words| format!(": {words}"));
-        Refusal::short(
+        Refusal::new(
             format!("{message}{words}"),
             format!(
                 "{ways_on} PostgreSQL's log is \"{}\". The server was not started.",
                 self.work.path().join("recovery.log").display()
             ),
         )
+        .of(Code::Short)
     }
 }
 

@@ -14,7 +14,7 @@ use nrt_core::pgbackrest::names::valid_label;
 use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::{Catalog, RestorePoint, segment_sizes_of};
 
-use super::source::{Source, Stored};
+use super::source::{Source, Stored, side_by_side};
 use super::wal::Shelf;
 use super::waldump::written;
 use crate::segment::unpack;
@@ -78,23 +78,29 @@ pub(crate) fn read(
     let mut shelf = Shelf { segment_size, ..Shelf::default() };
     let mut histories = BTreeMap::new();
     let (mut segments, mut stored) = (0_u64, 0_u64);
+    let mut of_timelines = Vec::new();
     for file in source.list(&below)?.into_iter().filter(|it| it.size > 0) {
         let name = file.path.rsplit('/').next().unwrap_or_default();
         let path = format!("{archive_id}/{}", file.path);
         if let Some(timeline) = name.strip_suffix(".history") {
             let Ok(timeline) = u32::from_str_radix(timeline, 16) else { continue };
-            let Some(text) = source.plain(&format!("archive/{}/{path}", source.stanza))? else {
-                continue;
-            };
-            let text = String::from_utf8_lossy(&text).into_owned();
-            histories.insert(timeline, parse_history(&text));
-            shelf.histories.insert(name.to_string(), text);
+            of_timelines.push((timeline, name.to_string(), path));
         } else if let Some(segment) = stored_segment(&file.path, segment_size) {
             wal.archive(segment);
             shelf.archived.insert(segment.name(segment_size), path);
             segments += 1;
             stored += file.size;
         }
+    }
+
+    let read = side_by_side(&of_timelines, |(_, _, path)| {
+        source.plain(&format!("archive/{}/{path}", source.stanza))
+    });
+    for ((timeline, name, _), text) in of_timelines.into_iter().zip(read) {
+        let Some(text) = text? else { continue };
+        let text = String::from_utf8_lossy(&text).into_owned();
+        histories.insert(timeline, parse_history(&text));
+        shelf.histories.insert(name, text);
     }
 
     let mut tail_stored = 0;
@@ -187,16 +193,19 @@ fn next_xids_on(remote: &crate::ship::Remote) -> Result<BTreeMap<String, u64>, R
     let mut found = BTreeMap::new();
     for directory in DESCRIPTIONS {
         let listed = remote.list(directory);
-        for entry in listed.map_err(|it| failure("the remote cannot be listed", &it))? {
-            let Some(label) = entry.path.strip_suffix(".json").filter(|it| valid_label(it)) else {
-                continue;
-            };
-            let path = format!("{directory}/{}", entry.path);
-            let text = remote.get(&path).map_err(|it| failure("the remote cannot be read", &it))?;
+        let listed = listed.map_err(|it| failure("the remote cannot be listed", &it))?;
+        let labels = listed.into_iter().filter_map(|entry| {
+            let label = entry.path.strip_suffix(".json").filter(|it| valid_label(it))?;
+            Some(label.to_string())
+        });
+        let labels: Vec<String> = labels.collect();
+        let read = side_by_side(&labels, |label| remote.get(&format!("{directory}/{label}.json")));
+        for (label, text) in labels.into_iter().zip(read) {
+            let text = text.map_err(|it| failure("the remote cannot be read", &it))?;
             let value: Option<serde_json::Value> =
                 text.and_then(|text| serde_json::from_slice(&text).ok());
             if let Some(xid) = value.and_then(|value| value["next_xid"].as_u64()) {
-                found.insert(label.to_string(), xid);
+                found.insert(label, xid);
             }
         }
     }

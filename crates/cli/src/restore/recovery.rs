@@ -22,6 +22,7 @@ use super::progress::Progress;
 use super::read::OwnWal;
 use super::server::{Private, Programs, minimums};
 use super::source::Kind;
+use super::spaces::Newer;
 use super::wal::{Ahead, Shelf};
 use super::{Kept, OWN, Report, Run, Start, config_words, told, waldump};
 
@@ -250,6 +251,14 @@ impl Run<'_> {
         settings
     }
 
+    /// Begins to get the WAL that PostgreSQL will ask for.
+    fn begin_ahead(&self, planned: &Planned, shelf: &Shelf) -> Ahead {
+        // An interrupted restore's server asked for the last one.
+        let _ = fs::remove_file(self.work.asked());
+        let (source, shelf) = (Arc::clone(&planned.source), Arc::new(shelf.clone()));
+        Ahead::begin(source, shelf, &self.work, self.request.is_quiet)
+    }
+
     /// Has PostgreSQL recover privately. The seconds that it took.
     pub(super) fn recover(
         &self,
@@ -257,6 +266,7 @@ impl Run<'_> {
         shelf: &Shelf,
         programs: &Programs,
         config: &[OsString],
+        newer: &[Newer],
     ) -> Result<(Private, f64), Refusal> {
         let plan = &planned.plan;
         let mut words = config.to_vec();
@@ -266,15 +276,9 @@ impl Run<'_> {
         for (name, value) in self.settings(plan, plan.target.action, true) {
             words.extend(["-c".into(), format!("{name}={value}").into()]);
         }
-        let _ = fs::remove_file(self.work.asked());
         let total = plan.wal_bytes;
         let mut progress = Progress::begin("replay", Some(total), self.request.is_quiet);
-        let mut ahead = Ahead::begin(
-            Arc::clone(&planned.source),
-            Arc::new(shelf.clone()),
-            &self.work,
-            self.request.is_quiet,
-        );
+        let mut ahead = self.begin_ahead(planned, shelf);
         let (data, mut settings) = (&self.request.data, self.request.settings.clone());
         let mut server = Private::start(programs, data, &words, &self.work, &settings)?;
         loop {
@@ -306,7 +310,7 @@ impl Run<'_> {
                 }
                 if let Some(directory) = server.told.lacks_directory() {
                     // Nothing is there: the original's, which would be in the way, is not either.
-                    make_tablespace(&directory)?;
+                    self.make_missed(newer, &directory)?;
                     drop(server);
                     server = Private::start(programs, data, &words, &self.work, &settings)?;
                     continue;
@@ -364,25 +368,6 @@ impl Run<'_> {
             last_commit: said.last_end,
         })
     }
-}
-
-/// Makes the directory of a tablespace that the WAL creates: the backup is older than it is.
-fn make_tablespace(directory: &Path) -> Result<(), Refusal> {
-    let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(directory);
-    made.map_err(|error| {
-        let user = rustix::process::geteuid().as_raw();
-        Refusal::new(
-            format!(
-                "the WAL creates a tablespace in \"{}\", which is not here and cannot be made: \
-                 {error}",
-                directory.display()
-            ),
-            format!(
-                "As root: install -d -m 0700 -o {user} '{}'. The same command goes on then.",
-                directory.display()
-            ),
-        )
-    })
 }
 
 /// The end of the newest segment that holds something.

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use nrt_core::offsite::limits;
@@ -28,6 +29,8 @@ use crate::ship::{Address, Entry, Options, Rclone, Remote, failure};
 
 /// How long pgBackRest may take to read the repository.
 const LIMIT: Duration = Duration::from_secs(600);
+/// Questions that are asked of a place at the same time: most of each is waiting.
+const AT_ONCE: usize = 8;
 /// More than the longest listing: 150 bytes for each file.
 const LONGEST_ANSWER: usize = 1 << 30;
 
@@ -106,6 +109,22 @@ struct Listed {
     tail: Vec<Entry>,
     /// Every file of the repository.
     files: Vec<Stored>,
+}
+
+/// Asks about each of many things, some of them at the same time: the answers, in their order.
+pub(super) fn side_by_side<T: Sync, R: Send>(things: &[T], ask: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let ask = &ask;
+    let mut answers = Vec::with_capacity(things.len());
+    for some in things.chunks(AT_ONCE) {
+        thread::scope(|scope| {
+            let asked: Vec<_> = some.iter().map(|it| scope.spawn(move || ask(it))).collect();
+            answers.extend(asked.into_iter().map(|it| match it.join() {
+                Ok(answer) => answer,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }));
+        });
+    }
+    answers
 }
 
 /// What was found of a file.
@@ -348,13 +367,21 @@ impl Source {
     /// Fetches the info files with their copies. A host that vanishes while it replaces one leaves it
     /// cut off or missing, and its copy whole: pgBackRest takes the copy then, and so do we.
     fn fetch_info(&self) -> Result<(), Refusal> {
-        for kind in ["archive", "backup"] {
-            let path = format!("{kind}/{}/{kind}.info", self.stanza);
+        let paths = ["archive", "backup"].map(|it| format!("{it}/{}/{it}.info", self.stanza));
+        let all: Vec<String> =
+            paths.iter().flat_map(|it| [it.clone(), format!("{it}.copy")]).collect();
+        let mut fetched = side_by_side(&all, |path| {
+            // What was fetched by an interrupted restore may be older.
+            let _ = fs::remove_file(self.work.repository().join(path));
+            self.stored(path)
+        })
+        .into_iter();
+        for path in paths {
             let mut is_whole = false;
-            for path in [path.clone(), format!("{path}.copy")] {
-                // What was fetched by an interrupted restore may be older.
-                let _ = fs::remove_file(self.work.repository().join(&path));
-                let Some(file) = self.stored(&path)? else { continue };
+            for (path, stored) in
+                [path.clone(), format!("{path}.copy")].into_iter().zip(fetched.by_ref())
+            {
+                let Some(file) = stored? else { continue };
                 let content = fs::read(&file).map_err(|error| unreadable(&file, &error))?;
                 if integrity(&content) == Integrity::Damaged {
                     eprintln!("warning: \"repository/{path}\" is damaged at {}", self.name());

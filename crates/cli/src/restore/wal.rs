@@ -22,11 +22,11 @@ use nrt_core::lsn::{Lsn, Segment};
 use nrt_core::offsite::limits;
 use nrt_core::offsite::tail::{DIRECTORY, Piece};
 use nrt_core::pgbackrest::archive::StoredName;
-use nrt_core::restore::Refusal;
 use nrt_core::restore::catalog::Stretch;
+use nrt_core::restore::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 
-use super::source::{Content, Place, Source};
+use super::source::{Content, Place, Source, side_by_side};
 use super::work::Work;
 use crate::segment::{hash_in, hash_of, unpack};
 use crate::ship::failure;
@@ -164,7 +164,8 @@ impl Store<'_> {
                 "Make room on its disk.",
             )
         };
-        let spooled = self.directory.join(format!(".{}.part", std::process::id()));
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let spooled = self.directory.join(format!(".{name}.{}.part", std::process::id()));
         fs::write(&spooled, bytes).map_err(problem)?;
         fs::rename(&spooled, target).map_err(problem)
     }
@@ -214,7 +215,7 @@ impl Store<'_> {
                 "Plan anew: nrt-backup plan.",
             ),
         };
-        Err(Trouble { refusal, is_damaged: true, reached })
+        Err(Trouble { refusal: refusal.of(Code::WalDamaged), is_damaged: true, reached })
     }
 
     fn archived(&self, path: &str) -> Result<Option<Vec<u8>>, Trouble> {
@@ -231,7 +232,7 @@ impl Store<'_> {
                 "If the original server is there, \"nrt-backup check\" there names it, too. \
                  Restore to a point before it, or from a later backup (--backup).",
             );
-            Trouble { refusal, is_damaged: true, reached: None }
+            Trouble { refusal: refusal.of(Code::WalDamaged), is_damaged: true, reached: None }
         };
         let longest = limits::packed(size);
         let packed = match self.source.archived(path, longest)? {
@@ -299,6 +300,17 @@ impl Store<'_> {
         let place = |lsn: Lsn| usize::try_from(lsn.since(start)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; place(segment.end(size))];
         let (mut reached, mut damaged) = (start, None);
+        // All that is needed where each of them is whole.
+        let mut way = Vec::new();
+        let mut led = start;
+        while led < to {
+            let next = pieces.iter().rev().filter(|it| it.from <= led && it.to > led);
+            let Some(next) = next.max_by_key(|it| it.to) else { break };
+            led = next.to;
+            way.push(*next);
+        }
+        let read = side_by_side(&way, |piece| tail_piece(self.source, piece, size));
+        let mut read: Vec<_> = way.into_iter().zip(read).collect();
         while reached < to {
             // The one that leads farthest: few objects, and none that only repeats others.
             let mut next: Vec<&Piece> =
@@ -307,7 +319,12 @@ impl Store<'_> {
             let mut found = None;
             for piece in next {
                 let path = piece.path(size);
-                match tail_piece(self.source, piece, size)? {
+                let known = read.iter().position(|(it, _)| it == piece);
+                let stored = match known {
+                    Some(known) => read.swap_remove(known).1,
+                    None => tail_piece(self.source, piece, size),
+                };
+                match stored? {
                     Stored::Whole(content) => {
                         found = Some((piece, content));
                         break;

@@ -14,7 +14,7 @@ use nrt_core::restore::plan::{Plan, Recovery};
 use nrt_process::{allowed_in_zone, capture};
 
 use super::place::unusable;
-use super::source::Source;
+use super::source::{Source, side_by_side};
 use super::wal::{Shelf, Store};
 
 /// How long one look may take.
@@ -56,11 +56,10 @@ impl Dump {
         fs::create_dir_all(&self.directory).map_err(|it| unusable(&self.directory, &it))?;
         let store =
             Store { source: &self.source, shelf: &shelf, directory: self.directory.clone() };
-        let mut names = Vec::new();
-        for segment in shelf.segments() {
-            let name = segment.name(shelf.segment_size);
-            store.get(&name).map_err(|trouble| trouble.refusal)?;
-            names.push(name);
+        let names: Vec<String> =
+            shelf.segments().iter().map(|it| it.name(shelf.segment_size)).collect();
+        for got in side_by_side(&names, |name| store.get(name)) {
+            got.map_err(|trouble| trouble.refusal)?;
         }
         let mut args: Vec<OsString> = vec!["--path".into(), self.directory.clone().into()];
         args.push(format!("--timeline={}", stretch.timeline).into());

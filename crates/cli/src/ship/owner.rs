@@ -3,6 +3,7 @@
 //! Every heartbeat is promised here, on disk, before it is given: see `nrt_core::offsite::owner` for
 //! the rules that rest on it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -568,9 +569,25 @@ impl Claim {
             aside: says.aside.clone(),
             complete_until,
             shipped,
+            tablespaces: tablespaces(Path::new(&shared.plan.state)),
         })
     }
 }
+
+/// The directories of the server's tablespaces, by object id.
+fn tablespaces(state: &Path) -> BTreeMap<u32, String> {
+    let links = state.with_file_name("pg_tblspc");
+    let found = fs::read_dir(links).into_iter().flatten().flatten().filter_map(|entry| {
+        let id = entry.file_name().to_str()?.parse().ok()?;
+        let path = fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok()?;
+        (path.starts_with('/') && path.len() <= LONGEST_PATH).then_some((id, path))
+    });
+    found.take(MOST_TABLESPACES).collect()
+}
+
+/// The tablespaces of which the file tells: it may have no more than 64 kB.
+const MOST_TABLESPACES: usize = 100;
+const LONGEST_PATH: usize = 400;
 
 /// How long a commit may take from its own time until it is on disk.
 const COMMITTING: TimeDelta = TimeDelta::seconds(2);
@@ -670,6 +687,7 @@ fn unreadable(shared: &Shared, me: &str, heartbeat: DateTime<Utc>) -> Owner {
         aside: None,
         complete_until: None,
         shipped: None,
+        tablespaces: BTreeMap::new(),
     }
 }
 

@@ -67,7 +67,7 @@ pub struct Check {
 }
 
 /// How WAL leaves `pg_wal`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Archiving {
     /// `archive_mode` is `on` or `always`.
     pub mode_on: bool,
@@ -959,6 +959,7 @@ mod tests {
             is_copy: true,
             full_taken: None,
             target: None,
+            phases: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! `owner.json` on the remote names it. Clocks of two machines may differ, so nobody compares
 //! them: another instance counts as alive while what it writes there changes under our eyes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -88,6 +89,10 @@ pub struct Owner {
     /// loss of what was said to be shipped.
     #[serde(default)]
     pub shipped: Option<Position>,
+    /// The directories of its tablespaces, by object id. The WAL creates one that is newer than the
+    /// backup, and its directory has to be there before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tablespaces: BTreeMap<u32, String>,
 }
 
 /// What an instance has promised to a remote: kept here, on disk, before it is written there. The

@@ -17,6 +17,8 @@ pub mod points;
 pub mod records;
 pub mod target;
 
+use serde::{Deserialize, Serialize};
+
 use crate::inventory::Failure;
 
 /// A restore that cannot be done, and what can be done instead. Nothing has been touched.
@@ -27,19 +29,34 @@ pub struct Refusal {
     pub message: String,
     /// The nearest that can be, and what to type for it.
     pub hint: String,
+    /// The kind of fault, where programs have to tell it from others.
+    pub code: Option<Code>,
+}
+
+/// The kinds of faults that programs tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// WAL that the plan needs is there, and is not what it should be. The data directory was not
+    /// written to.
+    WalDamaged,
     /// Recovery ended before the end of its plan. The data directory was written to.
-    pub is_short: bool,
+    Short,
+    /// A kind that a newer version knows.
+    #[serde(other)]
+    Other,
 }
 
 impl Refusal {
     /// A refusal in these words.
     pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
-        Refusal { message: message.into(), hint: hint.into(), is_short: false }
+        Refusal { message: message.into(), hint: hint.into(), code: None }
     }
 
-    /// Says that recovery ended before the end of its plan.
-    pub fn short(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
-        Refusal { is_short: true, ..Refusal::new(message, hint) }
+    /// The same of a kind.
+    #[must_use]
+    pub fn of(self, code: Code) -> Refusal {
+        Refusal { code: Some(code), ..self }
     }
 }
 

@@ -15,6 +15,7 @@ fn owner(system: u64, instance: &str) -> Owner {
         aside: None,
         complete_until: None,
         shipped: None,
+        tablespaces: BTreeMap::new(),
     }
 }
 

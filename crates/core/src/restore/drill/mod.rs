@@ -15,6 +15,7 @@ pub use order::Order;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::Code;
 use crate::inventory::Failure;
 use crate::kind::Trigger;
 use crate::lsn::Lsn;
@@ -86,6 +87,9 @@ pub struct Outcome {
     pub query_result: Option<String>,
     /// Why it failed, if it did.
     pub failure: Option<Failure>,
+    /// The kind of that, where programs have to tell it from others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
 }
 
 impl Outcome {
@@ -106,6 +110,7 @@ impl Outcome {
             checked_relations: None,
             query_result: None,
             failure: Some(failure),
+            code: None,
         }
     }
 
@@ -210,6 +215,7 @@ pub(crate) mod tests {
             checked_relations: Some(77),
             query_result: None,
             failure: None,
+            code: None,
         }
     }
 

@@ -157,14 +157,18 @@ fn time<'f, 'a>(
     Ok(choice)
 }
 
-/// Warns that a timeline goes on where the way has left it: a position or a time may mean what
+/// Warns that another timeline has WAL of its own behind a place on the way: the target may mean what
 /// was there.
 fn abandoned(field: &Field, from: &Candidate, at: Option<Lsn>) -> Vec<String> {
-    let said = |(timeline, left): (u32, Lsn)| {
+    let said = |(timeline, parted): (u32, Lsn)| {
+        let way = field.path.timeline;
+        let where_it_is = if field.path.holds(timeline, Lsn(0)) {
+            format!("timeline {timeline} goes on behind {parted}, where timeline {way} has left it")
+        } else {
+            format!("timeline {timeline} begins at {parted} and does not lead to timeline {way}")
+        };
         format!(
-            "timeline {timeline} goes on behind {left}, where timeline {} has left it: nothing of \
-             that is restored; --target-timeline {timeline} follows it",
-            field.path.timeline
+            "{where_it_is}: nothing of that is restored; --target-timeline {timeline} follows it"
         )
     };
     field.path.abandoned(from.stop, at).into_iter().map(said).collect()
@@ -203,6 +207,8 @@ fn transaction<'f, 'a>(
     }
     choice.recovery = Recovery::Xid(ids.xid);
     choice.last_end = Some(found).filter(|_| inclusive);
+    // Each timeline gives the same ids again.
+    choice.warnings.extend(abandoned(field, choice.from, Some(found.lsn)));
     if !found.committed {
         choice.warnings.push(format!(
             "transaction {} did not commit: it was rolled back at {}",
@@ -317,7 +323,7 @@ fn restore_point<'f, 'a>(
     if let Some((_, other)) = points.iter().rev().find(|(_, it)| it.lsn > from.start) {
         choice.warnings.push(format!(
             "restore point {name:?} was made at {} ({}), and before that at {} ({}): the newer one \
-             is meant; --target-lsn {} --exclusive is the older one",
+             is meant; --target-lsn {} --target-exclusive is the older one",
             instant(newest.at),
             newest.lsn,
             instant(other.at),
@@ -325,6 +331,20 @@ fn restore_point<'f, 'a>(
             other.lsn
         ));
     }
+    let elsewhere = field.catalog.restore_points.iter().filter(|it| it.name == name);
+    let elsewhere = elsewhere.filter(|it| !field.path.holds(it.timeline, it.lsn));
+    choice.warnings.extend(elsewhere.map(|it| {
+        format!(
+            "restore point {name:?} was made on timeline {} at {} ({}), too, which does not lead to \
+             timeline {}: --target-timeline {} --target-lsn {} --target-exclusive is that one",
+            it.timeline,
+            instant(it.at),
+            it.lsn,
+            field.path.timeline,
+            it.timeline,
+            it.lsn
+        )
+    }));
     choice.end = field.path.segment_behind(Lsn(newest.lsn.0 - 1)).min(from.reach);
     choice.recovery = Recovery::Lsn(begins);
     Ok(choice)

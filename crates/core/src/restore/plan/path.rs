@@ -146,16 +146,23 @@ impl<'a> Path<'a> {
         told.chain(archived).filter(inside).min()
     }
 
-    /// Timelines that were left on this way behind a position and have WAL further on: recovery
-    /// does not go there. With `at`, only those whose WAL holds that position, too.
+    /// Timelines that parted from this way behind a position and have WAL further on: recovery does
+    /// not go there. With `at`, only those whose WAL holds that position, too.
     pub(super) fn abandoned(&self, behind: Lsn, at: Option<Lsn>) -> Vec<(u32, Lsn)> {
-        let abandoned = |leg: &Leg| {
-            let left = leg.ends.filter(|left| behind <= *left)?;
-            let end = self.reach_on(leg.timeline, left);
-            let holds = at.is_none_or(|at| left < at && at <= end);
-            (left < end && holds).then_some((leg.timeline, left))
-        };
-        self.legs.iter().filter_map(abandoned).collect()
+        let left = self.legs.iter().filter_map(|leg| Some((leg.timeline, leg.ends?)));
+        let is_on_the_way = |timeline| self.legs.iter().any(|leg| leg.timeline == timeline);
+        // One that branched off this way has no leg of it.
+        let beside = known_timelines(self.catalog).into_iter().filter(|it| !is_on_the_way(*it));
+        let beside = beside.filter_map(|timeline| {
+            let (parent, begins) = *self.catalog.histories.get(&timeline)?.last()?;
+            self.holds(parent, begins).then_some((timeline, begins))
+        });
+        let parted = left.chain(beside).filter(|&(timeline, parted)| {
+            let end = self.reach_on(timeline, parted);
+            let holds = at.is_none_or(|at| parted < at && at <= end);
+            behind <= parted && parted < end && holds
+        });
+        parted.collect()
     }
 
     /// The timeline whose own WAL reaches up to where it was left, though that of the next one

@@ -29,7 +29,8 @@ pub struct Overview {
     pub system_identifier: String,
     /// PostgreSQL's major version.
     pub version: String,
-    /// Whatever was committed before this is there; `None` where nobody said so.
+    /// Whatever was committed before this is there, as its server last said; `None` where nobody said
+    /// so. Later commits are there up to the end of the newest window.
     pub complete_until: Option<DateTime<Utc>>,
     /// What can be reached, oldest first.
     pub windows: Vec<Window>,
@@ -110,11 +111,10 @@ impl Plan {
         rows.row("PostgreSQL", &settings.join("\n"));
         rows.row(
             "takes",
-            &self
-                .estimate
-                .map_or("unknown: nothing was restored on this machine yet".to_string(), |it| {
-                    format!("about {}", duration(it))
-                }),
+            &self.estimate.map_or(
+                "unknown: no such restore or drill was measured on this machine yet".to_string(),
+                |it| format!("about {}", duration(it)),
+            ),
         );
         for warning in &self.warnings {
             rows.row("warning", warning);
@@ -308,7 +308,10 @@ impl Overview {
         let windows: Vec<String> = self.windows.iter().map(|it| window_words(it, zone)).collect();
         rows.row("reachable", &or_none(&windows));
         if let Some(until) = self.complete_until {
-            rows.row("complete", &format!("whatever was committed until {}", written(until, zone)));
+            let until = written(until, zone);
+            let end = self.windows.iter().map(|it| it.to_lsn).max();
+            let later = end.map_or(String::new(), |end| format!(", and later ones up to {end}"));
+            rows.row("complete", &format!("all commits until {until}{later}"));
         }
         let backups: Vec<String> = self.backups.iter().map(|it| listed_words(it, zone)).collect();
         rows.row("backups", &or_none(&backups));

@@ -685,7 +685,7 @@ fn of_two_restore_points_the_newest_is_meant() {
         // From A, PostgreSQL meets the older one first.
         let both = format!(
             "restore point \"x\" was made at 2026-01-01 00:30:00 UTC ({}), and before that at \
-             2026-01-01 00:10:00 UTC ({}): the newer one is meant; --target-lsn {} --exclusive is \
+             2026-01-01 00:10:00 UTC ({}): the newer one is meant; --target-lsn {} --target-exclusive is \
              the older one",
             quarter(31),
             quarter(11),
@@ -717,6 +717,30 @@ fn branched() -> World {
         &[(1, 1, 10), (2, 6, 12)],
         &[("A", 1, 4, 6), ("B", 1, 20, 22), ("C", 1, 30, 32), ("D", 2, 40, 42)],
     )
+}
+
+#[test]
+fn timelines_beside_the_way_are_named() {
+    let mut world = world(
+        &[(1, None, 40), (2, Some((1, 26)), 48), (3, Some((1, 29)), 48)],
+        &[(1, 1, 10), (2, 6, 12), (3, 7, 12)],
+        &[("A", 1, 4, 6), ("B", 1, 20, 22)],
+    );
+    let warnings = [
+        "timeline 1 goes on behind 0/740000, where timeline 3 has left it: nothing of that is \
+         restored; --target-timeline 1 follows it",
+        "timeline 2 begins at 0/680000 and does not lead to timeline 3: nothing of that is restored; \
+         --target-timeline 2 follows it",
+    ];
+    let plan = planned(&world, &to(lsn(35)));
+    assert_eq!((plan.timeline, &*plan.warnings), (3, &warnings.map(str::to_string)[..]));
+    assert_eq!(planned(&world, &to(lsn(28))).warnings, [warnings[1]]);
+    assert_eq!(planned(&world, &to(lsn(25))).warnings, Vec::<String>::new());
+    // A restore point of the same name there, too.
+    make_point(&mut world, "x", 24);
+    world.catalog.restore_points = vec![point("x", 1, 24), point("x", 2, 35)];
+    let [words] = &*planned(&world, &to(name("x"))).warnings else { panic!("one") };
+    assert!(words.contains("on timeline 2 at") && words.contains("--target-timeline 2"), "{words}");
 }
 
 #[test]

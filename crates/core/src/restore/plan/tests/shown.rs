@@ -79,8 +79,8 @@ warning      one thing
         "WAL          0/100000 to 0/600000 on timeline 1: 5 segments, 000000010000000000000001 to \
          000000010000000000000005\n             0/600000 to 0/740000 on timeline 2: 2 segments, \
          000000020000000000000006 to 000000020000000000000007\n",
-        "PostgreSQL   recovery_target_timeline = 2\ntakes        unknown: nothing was restored on \
-         this machine yet\nwarning      the WAL from 0/740000 to 0/800000 is missing: whatever was \
+        "PostgreSQL   recovery_target_timeline = 2\ntakes        unknown: no such restore or \
+         drill was measured on this machine yet\nwarning      the WAL from 0/740000 to 0/800000 is missing: whatever was \
          committed from 0/740000 on is not restored\n",
     ] {
         assert!(text.contains(part), "{text}");
@@ -237,7 +237,7 @@ fn an_overview_is_shown_to_people() {
 source       s3:bucket/main, stanza main, PostgreSQL 15
 cluster      7000000000000000001
 reachable    2026-01-01 02:18:00 UTC (0/980000) to 0/C00000; timeline 2, from 20260101-021600F
-complete     whatever was committed until 2026-01-01 02:40:00 UTC
+complete     all commits until 2026-01-01 02:40:00 UTC, and later ones up to 0/C00000
 backups      20260101-000600F, full, ended at 2026-01-01 00:06:00 UTC, timeline 1, 10 MB in 3 MB; cannot be used: it is damaged
              20260101-021600F, full, ended at 2026-01-01 02:18:00 UTC, timeline 2
              20260101-000600F_20260101-022000I, incr, ended at 2026-01-01 02:22:00 UTC, timeline 2, 10 MB in 1 MB; cannot be used: it needs backup 20260101-000600F: it is damaged
