@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::offsite::{
-    AGAIN, NAME, all_well, contents, nrt_backup, owner_of, processes, shipping, started, told,
-    wait_for_shipped,
+    AGAIN, NAME, all_well, contents, kill_shipping, nrt_backup, owner_of, processes, shipping,
+    started, told, wait_for_shipped,
 };
 use crate::protected::{SOON, wait_for_health};
 use crate::restoring::{Place, from, texts};
@@ -162,4 +162,20 @@ fn claims_go_on_without_the_worker_and_end_where_nothing_is_reported() {
     assert!(words.contains("the nrt_backup reporter could not be registered"), "{words}");
     cluster.sql("insert into t values (11)");
     wait_for_shipped(&cluster);
+
+    // Shipping is killed, a segment ends before it goes on, and the host vanishes: what lies behind the
+    // last claim may have a hole, which is no reason to refuse.
+    let before = cluster.value("select count(*) from t");
+    kill_shipping(&cluster);
+    cluster.sql("insert into t values (100)");
+    cluster.sql("select pg_switch_wal()");
+    cluster.sql("insert into t values (101)");
+    cluster.vanish();
+    let claimed = owner_of(&remote).shipped;
+    let restored = Place::new("killed-restored");
+    let (code, text) = restored.run("plan", &[&texts(&from(&remote))[..], &["--latest"]].concat());
+    assert_eq!(code, 0, "{claimed:?}: {text}");
+    let restored = restored.restore(&[&texts(&from(&remote))[..], &["--latest"]].concat());
+    let rows = restored.value("select count(*) from t where i < 100");
+    assert_eq!(rows, before, "{claimed:?}");
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::offsite::{
@@ -13,6 +14,7 @@ use crate::protected::{
     SOON, archive_segment, own_configuration, wait_for_backups, wait_for_health,
 };
 use nrt_core::lsn::Lsn;
+use nrt_core::offsite::Phase;
 use nrt_tests::{Cluster, Kind, Remote, Restore, Shutdown, inspect, wait_until};
 use serde_json::Value;
 
@@ -149,6 +151,22 @@ fn backups_are_described_and_gone_when_they_are_expired() {
     let [oldest, _] = oldest_and_newest(&cluster);
     let segments = |root: PathBuf| -> Vec<String> { contents(&root).into_keys().collect() };
     let before = segments(there.join("repository/archive"));
+    // What other lives have left: a full backup of the time of the first would be expired, one of the
+    // second's not, and the last has the name of no moment.
+    let places = ["20200101-000000", "20200101-000001", "20200101-000000-keep"];
+    let places = places.map(|name| there.join("superseded").join(name));
+    for (place, label) in places.iter().zip(["20200101-000000F", "20991231-000000F", "any"]) {
+        let backup = place.join("repository/backup/main").join(label);
+        fs::create_dir_all(&backup).expect("the directory is ours");
+        fs::write(backup.join("backup.manifest"), "x").expect("the directory is ours");
+        // The server's user deletes it.
+        for directory in backup.ancestors().take_while(|it| **it != there) {
+            cluster.installation().hand_over(directory).expect("it was just made");
+        }
+    }
+    kill_shipping(&cluster);
+    wait_for_shipped(&cluster);
+    assert!(places.iter().all(|place| place.exists()));
     expire(&cluster);
     let here = segments(cluster.repository().join("archive"));
     assert!(here.len() < before.len(), "no WAL was expired: {here:?}");
@@ -157,8 +175,17 @@ fn backups_are_described_and_gone_when_they_are_expired() {
         !left.iter().any(|path| path.contains(&oldest) && !path.contains("history"))
             && segments(there.join("repository/archive")) == here
     });
+    wait_until("the place of another life is gone", AGAIN, || {
+        contents(&there.join("superseded")).len() == 2
+    });
+    assert!(places[1].exists() && places[2].exists());
     wait_for_offsite(&cluster, 2);
     wait_for_shipped(&cluster);
+    let (_, text) = nrt_backup(&cluster, &["check"]);
+    assert!(
+        text.contains("superseded/20200101-000001: 1 byte in 1 file") && text.contains("-keep"),
+        "{text}"
+    );
     let left = contents(&there);
     let described = left.keys().filter(|path| path.ends_with("F.json")).count();
     assert_eq!(described, 1, "{:?}", left.keys());
@@ -251,9 +278,24 @@ fn a_remote_that_may_not_delete_is_no_reason_to_stop() {
     wait_for_shipped(&cluster);
     all_well(&cluster);
     assert_eq!(told(&cluster).deletions_pending, 0);
+
+    // A check that comes while the remote refuses waits until that is back.
+    remote.proxy().refuse();
+    cluster.sql("insert into t values (1002)");
+    wait_until("shipping fails", AGAIN, || told(&cluster).phase == Phase::Failing);
+    let request = cluster.data().join("nrt_backup/compare");
+    let (code, text) = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("a comparison is asked for", SOON, || request.exists());
+            remote.proxy().mend();
+        });
+        nrt_backup(&cluster, &["check"])
+    });
+    assert_eq!(code, 0, "{text}");
+    wait_for_shipped(&cluster);
     let (_directory, copy) = copied(&remote);
     let restored = Restore::new("after-keeps", &copy).run();
-    assert_eq!(restored.value("select count(*) from t"), "1001");
+    assert_eq!(restored.value("select count(*) from t"), "1002");
 }
 
 // ------------------------------------------------------------------------------ what else goes there
@@ -323,6 +365,12 @@ fn configuration_files_beside_the_data_directory_are_kept() {
     wait_until("the change is there", SOON, || {
         fs::read(below(&expected[0])).is_ok_and(|text| text == b"work_mem = '6MB'\n")
     });
+    // One that has left the configuration goes.
+    fs::remove_file(&expected[0]).expect("it is there");
+    kill_shipping(&cluster);
+    wait_until("it is gone off-site", SOON, || !below(&expected[0]).exists());
+    assert!(below(&etc.join("conf.d/.nrt_backup.directory")).exists());
+    assert!(expected[1..].iter().all(|path| below(path).exists()));
     all_well(&cluster);
 }
 

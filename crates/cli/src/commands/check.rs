@@ -4,17 +4,20 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chrono::Utc;
 use nrt_core::layout;
 use nrt_core::offsite::{Comparison, FileList, Phase, Status};
+use nrt_core::size::format_size;
 use nrt_process::files::replace;
 
 use super::server::{self, Server};
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long shipping may fail before that is the answer: a remote that comes back refuses for a while.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How many files are named.
 const SHOWN: usize = 20;
 
@@ -48,7 +51,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn compare(server: &Server, is_repair: bool) -> anyhow::Result<Comparison> {
     let state = server.state()?;
-    must_ship(server, &state)?;
+    let mut failing_since = None;
+    must_ship(server, &state, &mut failing_since)?;
     let asked = Utc::now();
     let request = state.join(layout::COMPARE);
     let content = if is_repair { layout::REPAIR } else { "" };
@@ -63,7 +67,7 @@ fn compare(server: &Server, is_repair: bool) -> anyhow::Result<Comparison> {
         {
             return Ok(comparison);
         }
-        if let Err(error) = must_ship(server, &state) {
+        if let Err(error) = must_ship(server, &state, &mut failing_since) {
             let _ = fs::remove_file(&request);
             return Err(error);
         }
@@ -71,13 +75,23 @@ fn compare(server: &Server, is_repair: bool) -> anyhow::Result<Comparison> {
     }
 }
 
-/// Refuses where nobody would ever answer.
-fn must_ship(server: &Server, state: &Path) -> anyhow::Result<()> {
+/// Refuses where nobody would ever answer. `failing_since` is since when shipping has been seen to fail.
+fn must_ship(
+    server: &Server,
+    state: &Path,
+    failing_since: &mut Option<Instant>,
+) -> anyhow::Result<()> {
     if !server.is_running() {
         bail!("the server does not run\nHINT: Start it: what compares is a process of its own.");
     }
     server::must_ship(state)?;
-    match server::read::<Status>(state, layout::SHIP) {
+    let status = server::read::<Status>(state, layout::SHIP);
+    if !status.as_ref().is_some_and(|it| it.phase == Phase::Failing) {
+        *failing_since = None;
+    } else if failing_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+        return Ok(());
+    }
+    match status {
         Some(Status { phase: Phase::Fenced | Phase::Failing, failure, .. }) => {
             let failure = failure.map(|it| format!("{}\nHINT: {}", it.message, it.hint));
             bail!("{}", failure.unwrap_or_else(|| "shipping fails".to_string()));
@@ -110,6 +124,16 @@ fn report(comparison: &Comparison) -> ExitCode {
         "of these are damaged on the remote and whole in the repository",
         &comparison.damaged_there,
     );
+    if !comparison.superseded.is_empty() {
+        println!(
+            "{} place(s) of other lives of this cluster are kept:",
+            comparison.superseded.len()
+        );
+        for place in &comparison.superseded {
+            let size = format_size(place.bytes);
+            println!("  {}: {size} in {} file(s)", place.path, place.files);
+        }
+    }
     if !comparison.different.is_empty() {
         println!("HINT: {}", comparison.hint());
     }

@@ -194,7 +194,9 @@ impl Look {
     /// Where the locks are.
     fn lock_path(&self) -> String {
         match &self.plan.own_config {
-            Some(own) => own_option(own, "lock-path").unwrap_or(LOCK_PATH.into()),
+            Some(own) => {
+                own_option(own, &self.plan.stanza, "lock-path").unwrap_or(LOCK_PATH.into())
+            }
             None => self.plan.lock_path.clone(),
         }
     }
@@ -294,9 +296,10 @@ impl Look {
         match &self.plan.own_config {
             None => Some(self.plan.repository.clone()),
             Some(config) => {
-                let posix = own_option(config, "repo1-type").is_none_or(|kind| kind == "posix")
-                    && own_option(config, "repo1-host").is_none();
-                posix.then(|| own_option(config, "repo1-path").unwrap_or(REPOSITORY.into()))
+                let option = |name: &str| own_option(config, &self.plan.stanza, name);
+                let posix = option("repo1-type").is_none_or(|kind| kind == "posix")
+                    && option("repo1-host").is_none();
+                posix.then(|| option("repo1-path").unwrap_or(REPOSITORY.into()))
             }
         }
     }
@@ -465,12 +468,12 @@ fn lock_directory(path: &Path, user: u32) -> Result<(), Failure> {
     })
 }
 
-/// The value of an option in the operator's own configuration file.
-pub(crate) fn own_option(config: &str, name: &str) -> Option<String> {
+/// The value that an option in the operator's own configuration file has when a stanza is backed up.
+pub(crate) fn own_option(config: &str, stanza: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(config).ok()?;
-    text.lines()
-        .filter_map(|line| line.split_once('='))
-        .find_map(|(option, value)| (option.trim() == name).then(|| value.trim().to_string()))
+    // pgBackRest still takes the name without a number.
+    let names = [name.to_string(), name.replacen("repo1-", "repo-", 1)];
+    names.iter().find_map(|name| own::option(&text, stanza, "backup", name))
 }
 
 #[cfg(test)]
@@ -500,6 +503,20 @@ mod tests {
         look.write(layout::INVENTORY, &serde_json::to_vec(&before).expect("JSON")).expect("ours");
         let nothing = Failure { message: String::new(), hint: String::new() };
         look.still_good(now, &inventory(Err(nothing))).is_some()
+    }
+
+    #[test]
+    fn an_own_option_is_that_of_the_stanza() {
+        let root = tempfile::tempdir().expect("a directory");
+        let file = root.path().join("pgbackrest.conf");
+        let text = "[other]\nrepo1-path=/other\nrepo1-host=far\n[global]\nrepo-path=/general\n\
+                    # repo1-host=near\n[main]\nrepo1-path=/main\n";
+        fs::write(&file, text).expect("written");
+        let of = |stanza: &str, name: &str| own_option(&file.to_string_lossy(), stanza, name);
+        assert_eq!(of("main", "repo1-path").as_deref(), Some("/main"));
+        assert_eq!(of("main", "repo1-host"), None);
+        assert_eq!(of("other", "repo1-path").as_deref(), Some("/other"));
+        assert_eq!(of("third", "repo1-path").as_deref(), Some("/general"));
     }
 
     #[test]

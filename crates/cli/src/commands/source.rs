@@ -194,11 +194,12 @@ pub(crate) fn of_server(data: &Path) -> Option<Place> {
     let state = data.join(layout::STATE_DIRECTORY);
     let tool: Option<layout::Tool> = server::read(&state, layout::TOOL);
     let own = Path::new(&tool.as_ref()?.config) != state.join(layout::PGBACKREST_CONFIG);
-    let config = tool.as_ref().map(|tool| tool.config.clone())?;
-    let pgbackrest = tool.map(|tool| PathBuf::from(tool.program))?;
-    let repository = super::look::own_option(&config, "repo1-path");
-    let is_here = super::look::own_option(&config, "repo1-host").is_none()
-        && super::look::own_option(&config, "repo1-type").is_none_or(|it| it == "posix");
+    let layout::Tool { config, program, stanza, .. } = tool?;
+    let pgbackrest = PathBuf::from(program);
+    let option = |name: &str| super::look::own_option(&config, &stanza, name);
+    let repository = option("repo1-path");
+    let is_here =
+        option("repo1-host").is_none() && option("repo1-type").is_none_or(|it| it == "posix");
     let kind = match repository {
         Some(path) if is_here => Kind::Directory(path.into()),
         None if is_here => Kind::Directory("/var/lib/pgbackrest".into()),

@@ -407,7 +407,7 @@ impl Source {
 
     fn cipher_pass(&self) -> Option<String> {
         let config = self.place.own_config.as_ref()?.to_string_lossy().into_owned();
-        own_option(&config, "repo1-cipher-pass")
+        own_option(&config, &self.stanza, "repo1-cipher-pass")
     }
 
     /// The repository as a directory of this machine: all of it, or as much as was fetched.

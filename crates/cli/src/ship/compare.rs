@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nrt_core::inventory::Failure;
 use nrt_core::pgbackrest::ini::{Integrity, integrity};
@@ -67,6 +68,49 @@ struct Report {
 /// file system, and two directories deep, where nobody looks for archived files.
 const STAGING: &str = ".repair/files";
 
+/// Pauses before a comparison, or a part of one, that has failed is tried again: a remote that comes
+/// back answers wrongly for a while.
+pub(crate) const PAUSES: [Duration; 4] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+/// A comparison that has taken longer is not begun anew: the next one comes by itself.
+const SHORT: Duration = Duration::from_secs(600);
+
+/// Tries again after each of `pauses` what fails, until the session is over.
+pub(crate) fn persistently<T>(
+    shared: &Shared,
+    pauses: &[Duration],
+    mut work: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    for pause in pauses {
+        match work() {
+            Err(problem) if !shared.is_over() => {
+                eprintln!("comparison: {}: it is tried again", problem.message);
+                shared.sleep(*pause);
+            }
+            done => return done,
+        }
+    }
+    work()
+}
+
+/// Compares, again if that has failed soon after it began: what was found before a failure is kept.
+fn compared_at_last(shared: &Shared, remote: &Remote, unfinished: &[String]) -> Report {
+    let begin = Instant::now();
+    let mut report = Report::default();
+    let compared = persistently(shared, &PAUSES, || {
+        report = compared(shared, remote, unfinished);
+        let is_last = begin.elapsed() > SHORT;
+        report.failure.clone().filter(|_| !is_last).map_or(Ok(()), Err)
+    });
+    // The report says it, too.
+    drop(compared);
+    report
+}
+
 /// Compares, and repairs what the order says.
 pub(crate) fn run(shared: &Shared, remote: &Remote, order: &Order) -> Found {
     let work = Comparison { shared, remote, is_repair: order.is_repair };
@@ -77,7 +121,7 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, order: &Order) -> Found {
             found.failure = Some(problem);
         }
     }
-    let report = compared(shared, remote, &order.unfinished);
+    let report = compared_at_last(shared, remote, &order.unfinished);
     found.same = report.same;
     if found.failure.is_none() {
         found.failure = report.failure;
@@ -87,7 +131,11 @@ pub(crate) fn run(shared: &Shared, remote: &Remote, order: &Order) -> Found {
         if shared.is_over() {
             break;
         }
-        if let Err(problem) = work.decide(path, is_missing, &mut found) {
+        // A remote that does not come back is not waited for with each file.
+        let pauses = if found.failure.is_none() { PAUSES.as_slice() } else { &[] };
+        let decided =
+            persistently(shared, pauses, || work.decide(path.clone(), is_missing, &mut found));
+        if let Err(problem) = decided {
             found.failure.get_or_insert(problem);
         }
     }

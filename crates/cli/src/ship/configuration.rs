@@ -54,13 +54,19 @@ struct Found {
 
 /// What was sent last.
 #[derive(Debug, Default)]
-pub(crate) struct Sent(BTreeMap<PathBuf, Found>);
+pub(crate) struct Sent {
+    files: BTreeMap<PathBuf, Found>,
+    /// The files on the remote, once they were listed.
+    there: Option<BTreeSet<String>>,
+    /// Whether the list names every file there.
+    is_cleared: bool,
+}
 
 impl Sent {
     /// Sends the files if one of them has changed.
     pub(crate) fn send(&mut self, plan: &Plan, remote: &Remote) -> Result<(), Failure> {
         let files = collect(plan);
-        if files == self.0 {
+        if files == self.files {
             return Ok(());
         }
         let put = |path: &str, content: &[u8]| {
@@ -68,7 +74,7 @@ impl Sent {
             remote.put(path, content).map_err(|refusal| failure(what, &refusal))
         };
         for (path, found) in &files {
-            if self.0.get(path).is_none_or(|sent| sent.content != found.content) {
+            if self.files.get(path).is_none_or(|sent| sent.content != found.content) {
                 put(&there(path), &found.content)?;
             }
         }
@@ -84,8 +90,51 @@ impl Sent {
         // Last: who reads it finds all that it names.
         let list = serde_json::to_string_pretty(&list).unwrap_or_default() + "\n";
         put(LIST, list.as_bytes())?;
-        self.0 = files;
+        self.files = files;
+        self.is_cleared = false;
         Ok(())
+    }
+
+    /// Deletes the files on the remote that have left the configuration: those that the list which was
+    /// sent does not name. Returns how many are left, and why.
+    pub(crate) fn delete_left(&mut self, plan: &Plan, remote: &Remote) -> (u64, Option<Failure>) {
+        // Where the settings name a file that cannot be read, its includes are not known.
+        let is_readable = |file: &String| fs::File::open(file).is_ok();
+        if self.is_cleared || !plan.configuration_files.iter().all(is_readable) {
+            return (0, None);
+        }
+        let what = "the server's former configuration files cannot be deleted";
+        let there = match self.there.take() {
+            Some(there) => there,
+            None => match remote.list(DIRECTORY) {
+                Ok(listed) => {
+                    listed.into_iter().map(|entry| format!("{DIRECTORY}/{}", entry.path)).collect()
+                }
+                Err(refusal) => return (1, Some(failure(what, &refusal))),
+            },
+        };
+        let (now, mut left) = self.divide(there);
+        let mut problem = None;
+        while let Some(path) = left.first().cloned() {
+            if let Err(refusal) = remote.delete(&path) {
+                problem = Some(failure(what, &refusal));
+                break;
+            }
+            eprintln!("configuration: deleted \"{path}\", which the configuration has no more");
+            left.remove(&path);
+        }
+        let count = left.len() as u64;
+        self.is_cleared = left.is_empty();
+        self.there = Some(now.into_iter().chain(left).collect());
+        (count, problem)
+    }
+
+    /// The files that the list names, and those of `there` that it does not.
+    fn divide(&self, there: BTreeSet<String>) -> (BTreeSet<String>, BTreeSet<String>) {
+        let now: BTreeSet<String> =
+            self.files.keys().map(|path| self::there(path)).chain([LIST.to_string()]).collect();
+        let left = there.difference(&now).cloned().collect();
+        (now, left)
     }
 }
 

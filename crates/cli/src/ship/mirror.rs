@@ -3,7 +3,8 @@
 //! The order makes it so: a private copy of the info files is taken, then the WAL and the data of
 //! finished backups go up, then their manifests, and only then the copy. What expire has removed
 //! here is removed there last, where the retention allows it for the backups that the remote holds.
-//! Nothing else is ever deleted there, and no whole file of a finished backup is ever replaced.
+//! What another life of the cluster has left goes when a full backup of that time would. Nothing else
+//! is ever deleted there, and no whole file of a finished backup is ever replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +20,7 @@ use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::kind::BackupType;
 use nrt_core::layout;
 use nrt_core::lsn::Segment;
-use nrt_core::offsite::{Comparison, expiry};
+use nrt_core::offsite::{Comparison, Superseded, expiry};
 use nrt_core::pgbackrest::archive::StoredName;
 use nrt_core::pgbackrest::backup_info::parse_backup_info;
 use nrt_core::pgbackrest::command::TRIGGER_ANNOTATION;
@@ -32,8 +33,9 @@ use serde_json::{Value, json};
 
 use super::archive::{Files, newest_id, segment_of};
 use super::bring_back;
-use super::compare::{self, Found};
+use super::compare::{self, Found, persistently};
 use super::configuration;
+use super::lineage::SUPERSEDED;
 use super::owner::still_ours;
 use super::proof::{self, Judged, Side};
 use super::remote::{Backoff, Mode, Remote, failure};
@@ -51,6 +53,8 @@ const ARCHIVE: Duration = Duration::from_secs(600);
 const DELETE_AGAIN: Duration = Duration::from_secs(300);
 /// How often the server's configuration files are looked at.
 const CONFIGURATION: Duration = Duration::from_secs(60);
+/// How many places of other lives a comparison names.
+const SHOWN: usize = 20;
 
 /// The files of each backup on the remote, with their sizes, by label.
 pub(crate) type Held = BTreeMap<String, BTreeMap<String, u64>>;
@@ -99,6 +103,7 @@ pub(crate) fn run(
         damage: BTreeMap::new(),
         lost: BTreeSet::new(),
         listed_at: None,
+        superseded_due: true,
     };
     if let Some(info) = &mirror.there.info {
         let facts = facts_in(info);
@@ -180,6 +185,8 @@ struct Mirror<'a> {
     lost: BTreeSet<String>,
     /// When the remote was listed last.
     listed_at: Option<Instant>,
+    /// The places of other lives are to be looked at: after each listing.
+    superseded_due: bool,
 }
 
 /// A comparison that runs beside the mirror: it may take hours, and backups must not wait.
@@ -248,7 +255,8 @@ impl Mirror<'_> {
         self.keep_the_configuration()?;
         self.delete_expired();
         self.send_tars()?;
-        self.is_undamaged()
+        self.is_undamaged()?;
+        self.delete_superseded()
     }
 
     /// Refuses to call well what is damaged.
@@ -473,6 +481,7 @@ impl Mirror<'_> {
             self.shared.change(|state| state.status.backups.clear());
         }
         self.listed_at = Some(Instant::now());
+        self.superseded_due = true;
         Ok(())
     }
 
@@ -763,7 +772,16 @@ impl Mirror<'_> {
         }
         self.configuration.send(&self.shared.plan, self.remote)?;
         self.configuration_at = Some(Instant::now());
+        let left = self.configuration.delete_left(&self.shared.plan, self.remote);
+        self.undeleted("configuration", left);
         Ok(())
+    }
+
+    /// Shows what could not be deleted, by what it is.
+    fn undeleted(&self, kind: &'static str, left: (u64, Option<Failure>)) {
+        if left.0 > 0 || self.shared.lock().undeleted.contains_key(kind) {
+            self.shared.change(|state| drop(state.undeleted.insert(kind, left)));
+        }
     }
 
     /// Removes from the remote what expire has removed here, and the retention lets go.
@@ -792,7 +810,11 @@ impl Mirror<'_> {
             .filter(|label| !expired.contains(label))
             .cloned()
             .collect();
-        let wal = self.expired_wal(&kept);
+        let first_needed = self.first_needed(&kept);
+        if let Some(number) = first_needed {
+            self.shared.change(|state| state.expire_tail(number));
+        }
+        let wal = first_needed.map(|it| self.expired_wal(it)).unwrap_or_default();
         let stale: Vec<String> = self
             .there
             .descriptions
@@ -862,16 +884,15 @@ impl Mirror<'_> {
         self.shared.change(|state| drop(state.undeleted.insert("backups", (left, problem))));
     }
 
-    /// Segments on the remote that are gone here, and that no backup needs: they lie before all
-    /// of them.
-    fn expired_wal(&self, kept: &BTreeSet<String>) -> Vec<(String, String)> {
+    /// The number of the first segment that any of these backups needs. Where one is not known,
+    /// nothing of the WAL is deleted.
+    fn first_needed(&self, kept: &BTreeSet<String>) -> Option<u64> {
         let size = self.shared.plan.segment_size;
-        let Some(inventory) = self.shared.read_inventory() else { return Vec::new() };
+        let inventory = self.shared.read_inventory()?;
         let backups: BTreeMap<&str, &Backup> = inventory
             .backups_of(self.shared.plan.system_id)
             .map(|backup| (backup.label.as_str(), backup))
             .collect();
-        // The oldest segment that any backup needs. Where one is not known, nothing is deleted.
         let starts: Option<Vec<u64>> = kept
             .iter()
             .map(|label| {
@@ -879,9 +900,13 @@ impl Mirror<'_> {
                 Some(Segment::parse(start, size)?.number)
             })
             .collect();
-        let Some(oldest) = starts.and_then(|starts| starts.into_iter().min()) else {
-            return Vec::new();
-        };
+        starts?.into_iter().min()
+    }
+
+    /// Segments on the remote that are gone here, and that no backup needs: they lie before the first
+    /// one that is needed.
+    fn expired_wal(&self, first_needed: u64) -> Vec<(String, String)> {
+        let size = self.shared.plan.segment_size;
         let root = self.shared.repository.join("archive").join(self.stanza());
         let there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
         let ids: BTreeSet<String> =
@@ -894,13 +919,102 @@ impl Mirror<'_> {
             }
             for name in names {
                 let before = Segment::of_archived(name.split('-').next().unwrap_or(name), size)
-                    .is_some_and(|segment| segment.number < oldest);
+                    .is_some_and(|segment| segment.number < first_needed);
                 if before && !root.join(directory).join(name).exists() {
                     expired.push((directory.clone(), name.clone()));
                 }
             }
         }
         expired
+    }
+
+    /// Deletes the places of other lives that the retention lets go: see [`expiry::place_may_go`].
+    fn delete_superseded(&mut self) -> Result<(), Failure> {
+        if !self.superseded_due {
+            return Ok(());
+        }
+        // Nothing goes unless a restore of this life works.
+        let is_restorable = {
+            let status = &self.shared.lock().status;
+            !status.backups.is_empty() && status.unrestorable.is_none() && status.shipped.is_some()
+        };
+        let Some(listed) = self.mirrored.as_ref().map(Info::labels) else { return Ok(()) };
+        if !is_restorable || !self.lost.is_empty() {
+            return Ok(());
+        }
+        let listed = listed.unwrap_or_else(|| self.there.complete.clone());
+        let proved: Vec<expiry::Held> = self
+            .there
+            .complete
+            .intersection(&listed)
+            .filter_map(|label| self.facts.get(label))
+            .cloned()
+            .collect();
+        let places = self.expired_places(&proved)?;
+        self.superseded_due = false;
+        self.undeleted("superseded", self.delete_places(&places));
+        Ok(())
+    }
+
+    /// The places of other lives that the retention lets go.
+    fn expired_places(&self, proved: &[expiry::Held]) -> Result<Vec<String>, Failure> {
+        let retentions = repository::retentions(&self.shared.plan);
+        let may_go = |newest: DateTime<Utc>| {
+            retentions.iter().any(|it| expiry::place_may_go(newest, proved, *it, Utc::now()))
+        };
+        let mut expired = Vec::new();
+        for name in self.directories(SUPERSEDED)? {
+            let Some(made) = expiry::moment_of(&name).filter(|made| may_go(*made)) else {
+                continue;
+            };
+            let place = format!("{SUPERSEDED}/{name}");
+            let mut newest = made;
+            let backups = format!("{place}/repository/backup");
+            for stanza in self.directories(&backups)? {
+                let labels = self.directories(&format!("{backups}/{stanza}"))?;
+                newest = labels
+                    .iter()
+                    .filter_map(|it| expiry::moment_of_label(it))
+                    .fold(newest, DateTime::max);
+            }
+            if may_go(newest) {
+                expired.push(place);
+            }
+        }
+        Ok(expired)
+    }
+
+    fn directories(&self, directory: &str) -> Result<Vec<String>, Failure> {
+        let listed = self.remote.directories(directory);
+        listed.map_err(|it| failure("the remote cannot be listed", &it))
+    }
+
+    /// Deletes places of other lives. Returns how many are left, and why.
+    fn delete_places(&self, places: &[String]) -> (u64, Option<Failure>) {
+        let mut left = places.len() as u64;
+        for place in places {
+            let deleted = still_ours(self.shared, self.remote).and_then(|()| {
+                let what = "what another life of the cluster has left cannot be deleted";
+                self.remote.purge(place).map_err(|refusal| failure(what, &refusal))
+            });
+            if let Err(problem) = deleted {
+                return (left, Some(problem));
+            }
+            eprintln!("mirror: deleted \"{place}\", which the retention lets go");
+            left -= 1;
+        }
+        (left, None)
+    }
+
+    /// The places of other lives, with their sizes.
+    fn superseded(&self) -> Result<Vec<Superseded>, Failure> {
+        let sized = self.directories(SUPERSEDED)?.into_iter().take(SHOWN).map(|name| {
+            let path = format!("{SUPERSEDED}/{name}");
+            let size = self.remote.size_of_directory(&path);
+            let (files, bytes) = size.map_err(|it| failure("the remote cannot be listed", &it))?;
+            Ok(Superseded { path, files, bytes })
+        });
+        sized.collect()
     }
 
     fn delete_wal(&self, directory: &str, names: &[String]) -> Result<(), Failure> {
@@ -978,7 +1092,8 @@ impl Mirror<'_> {
             ..Comparison::default()
         };
         // First: what is sent again below takes the info files along.
-        if let Err(problem) = self.compare_info(&mut comparison) {
+        let (shared, pauses) = (self.shared, compare::PAUSES.as_slice());
+        if let Err(problem) = persistently(shared, pauses, || self.compare_info(&mut comparison)) {
             comparison.failure.get_or_insert(problem);
         }
         for path in found.missing {
@@ -989,7 +1104,8 @@ impl Mirror<'_> {
         // What the manifests say, of both sides as they are now.
         self.there.held = None;
         self.listed_at = None;
-        if let Err(problem) = self.list_if_due() {
+        let pauses = if comparison.failure.is_none() { pauses } else { &[] };
+        if let Err(problem) = persistently(shared, pauses, || self.list_if_due()) {
             comparison.failure.get_or_insert(problem);
         }
         let mut different = found.different;
@@ -1025,6 +1141,11 @@ impl Mirror<'_> {
         if !lost_still.is_empty() {
             comparison.failure.get_or_insert(self.lost_words(&lost_still));
         }
+        let pauses = if comparison.failure.is_none() { pauses } else { &[] };
+        match persistently(shared, pauses, || self.superseded()) {
+            Ok(places) => comparison.superseded = places,
+            Err(problem) => drop(comparison.failure.get_or_insert(problem)),
+        }
         self.shared.change(|state| state.status.comparison = Some(comparison));
     }
 
@@ -1032,20 +1153,24 @@ impl Mirror<'_> {
     /// what was sent and not with what is here, which changes while this runs; nobody else writes
     /// them, so that one that differs is damaged there.
     fn compare_info(&mut self, comparison: &mut Comparison) -> Result<(), Failure> {
-        let Some(info) = self.mirrored.take() else { return Ok(()) };
-        let before = comparison.repaired.count;
+        let Some(info) = self.mirrored.clone() else { return Ok(()) };
+        let (mut same, mut repaired) = (0, Vec::new());
         for (directory, content) in [("archive", &info.archive), ("backup", &info.backup)] {
             for suffix in ["", ".copy"] {
                 let path = format!("{directory}/{}/{directory}.info{suffix}", self.stanza());
                 let there = self.remote.get(&format!("repository/{path}"));
                 match there.map_err(|it| failure("the remote cannot be read", &it))? {
-                    Some(there) if there == *content => comparison.same += 1,
-                    _ => comparison.repaired.push(path),
+                    Some(there) if there == *content => same += 1,
+                    _ => repaired.push(path),
                 }
             }
         }
-        if comparison.repaired.count == before {
-            self.mirrored = Some(info);
+        comparison.same += same;
+        if !repaired.is_empty() {
+            self.mirrored = None;
+        }
+        for path in repaired {
+            comparison.repaired.push(path);
         }
         Ok(())
     }

@@ -224,6 +224,36 @@ impl Remote {
         }
     }
 
+    /// The names of the directories in a directory, and of nothing below them. A directory that is
+    /// not there has none.
+    pub(crate) fn directories(&self, directory: &str) -> Result<Vec<String>, Refusal> {
+        #[derive(Deserialize)]
+        struct Listing {
+            list: Option<Vec<Entry>>,
+        }
+        let parameters = json!({
+            "fs": self.below(directory),
+            "remote": "",
+            "opt": { "recurse": false, "dirsOnly": true, "noModTime": true, "noMimeType": true },
+        });
+        let listed = self.rclone.call_for("operations/list", &parameters, LISTING, LONGEST_LISTING);
+        match listed {
+            Ok(Listing { list }) => {
+                Ok(list.unwrap_or_default().into_iter().map(|entry| entry.path).collect())
+            }
+            Err(refusal) if refusal.missing => Ok(Vec::new()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// How many files are below a directory, and their bytes.
+    pub(crate) fn size_of_directory(&self, directory: &str) -> Result<(u64, u64), Refusal> {
+        let parameters = json!({ "fs": self.below(directory) });
+        let answer = self.rclone.call("operations/size", &parameters, LISTING)?;
+        let number = |name: &str| answer[name].as_u64().unwrap_or(0);
+        Ok((number("count"), number("bytes")))
+    }
+
     /// Whether there is nothing at all in the cluster's directory.
     pub(crate) fn is_empty(&self) -> Result<bool, Refusal> {
         let parameters = json!({

@@ -28,8 +28,9 @@ const TICK: Duration = Duration::from_secs(2);
 /// If the operator's own configuration keeps it elsewhere.
 pub(crate) fn directory(plan: &Plan) -> Result<PathBuf, Failure> {
     let Some(config) = &plan.own_config else { return Ok(PathBuf::from(&plan.repository)) };
-    let local = own_option(config, "repo1-type").is_none_or(|kind| kind == "posix")
-        && own_option(config, "repo1-host").is_none();
+    let option = |name: &str| own_option(config, &plan.stanza, name);
+    let local =
+        option("repo1-type").is_none_or(|kind| kind == "posix") && option("repo1-host").is_none();
     if !local {
         return Err(Failure {
             message: format!("the repository of \"{config}\" is not a directory of this machine"),
@@ -38,13 +39,14 @@ pub(crate) fn directory(plan: &Plan) -> Result<PathBuf, Failure> {
                 .to_string(),
         });
     }
-    let path = own_option(config, "repo1-path");
+    let path = option("repo1-path");
     Ok(PathBuf::from(path.unwrap_or_else(|| "/var/lib/pgbackrest".to_string())))
 }
 
 /// Whether the operator's own configuration has pgBackRest encrypt the repository.
 pub(crate) fn will_be_encrypted(plan: &Plan) -> bool {
-    let cipher = plan.own_config.as_deref().and_then(|it| own_option(it, "repo1-cipher-type"));
+    let option = |config| own_option(config, &plan.stanza, "repo1-cipher-type");
+    let cipher = plan.own_config.as_deref().and_then(option);
     cipher.is_some_and(|cipher| cipher != "none")
 }
 

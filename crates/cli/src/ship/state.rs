@@ -97,7 +97,7 @@ pub(crate) struct State {
     sent: Vec<(Piece, u8)>,
     /// Pieces that go when others hold what they hold.
     pub(crate) replaced: Vec<Piece>,
-    /// Pieces that hold what the server has lost, and go at once.
+    /// Pieces that hold what the server has lost, or that no backup needs, and go at once.
     pub(crate) wrong: Vec<Piece>,
     /// How many passes over the local archive have begun, and how many of them have sent all that
     /// they found.
@@ -260,6 +260,20 @@ impl State {
     pub(crate) fn lacks_history(&self, timeline: u32) -> bool {
         !self.has_history(timeline)
             && self.timeline_since.is_none_or(|since| since.elapsed() < HISTORY)
+    }
+
+    /// Lets the tail's pieces go that lie before the first segment that any backup needs, on whatever
+    /// timeline: a restore reads nothing that lies before its backup.
+    pub(crate) fn expire_tail(&mut self, first_needed: u64) {
+        let expired: Vec<Piece> = self
+            .coverage
+            .pieces_before(first_needed)
+            .filter(|piece| !self.sending.contains_key(&piece.segment))
+            .collect();
+        for piece in &expired {
+            self.coverage.remove(piece);
+        }
+        self.wrong.extend(expired);
     }
 
     /// Whether the WAL was known to be at a position so long ago.
@@ -751,6 +765,27 @@ mod tests {
         // None begins that the purge could meet.
         assert!(!state.begin_to_send(segment));
         assert!(state.begin_to_send(Segment { number: 4, ..segment }));
+    }
+
+    #[test]
+    fn a_tail_before_every_backup_goes_on_every_timeline() {
+        let mut state = promoted();
+        let piece = |timeline, number| {
+            let segment = Segment { timeline, number };
+            Piece { segment, from: segment.start(SIZE), to: Lsn(number * SIZE + 100) }
+        };
+        let all = [(1, 2), (1, 3), (1, 5), (2, 1), (2, 7), (3, 2)].map(|(t, n)| piece(t, n));
+        for piece in all {
+            state.coverage.add(piece, 0);
+        }
+        assert!(state.begin_to_send(all[5].segment));
+        state.expire_tail(3);
+        assert_eq!(state.wrong, [all[0], all[3]]);
+        let left: Vec<Piece> = state.coverage.pieces().collect();
+        assert_eq!(left, [all[1], all[2], all[4], all[5]]);
+        state.end_sending(all[5].segment);
+        state.expire_tail(3);
+        assert_eq!(state.wrong, [all[0], all[3], all[5]]);
     }
 
     #[test]

@@ -117,6 +117,52 @@ pub fn expirable(held: &[Held], retention: Retention, now: DateTime<Utc>) -> BTr
     may_go
 }
 
+/// How much later than its name says a place below `superseded/` is taken to have been made: the
+/// labels in it may be of another time zone, or of a clock that was slow.
+const MARGIN: TimeDelta = TimeDelta::days(1);
+
+/// Whether a place below `superseded/`, which holds what another life of the cluster has left, may be
+/// deleted: when the retention would let a full backup go that ended at `newest`, the end of the
+/// newest backup in the place, or the moment at which the place was made if that is later.
+///
+/// `proved` are the backups of this life of which nothing is missing on the remote. Only full ones that
+/// are known to have ended later count. So a place never goes before there is one.
+pub fn place_may_go(
+    newest: DateTime<Utc>,
+    proved: &[Held],
+    retention: Retention,
+    now: DateTime<Utc>,
+) -> bool {
+    let Some(end) = newest.checked_add_signed(MARGIN) else { return false };
+    let label = format!("{}F", end.format("%Y%m%d-%H%M%S"));
+    let place = Held {
+        label: label.clone(),
+        kind: BackupType::Full,
+        needs: Vec::new(),
+        stop_time: Some(end),
+    };
+    let is_later =
+        |it: &&Held| it.kind == BackupType::Full && it.stop_time.is_some_and(|stop| stop > end);
+    let held: Vec<Held> = proved.iter().filter(is_later).cloned().chain([place]).collect();
+    expirable(&held, retention, now).contains(&label)
+}
+
+/// The moment that the name of a place below `superseded/`, or the end of a backup's label, tells.
+/// What has another name is nobody's to delete.
+pub fn moment_of(name: &str) -> Option<DateTime<Utc>> {
+    let digits = |it: &str| it.bytes().all(|byte| byte.is_ascii_digit());
+    let (day, time) = name.split_once('-')?;
+    let is_moment = day.len() == 8 && time.len() == 6 && digits(day) && digits(time);
+    let moment = chrono::NaiveDateTime::parse_from_str(name, "%Y%m%d-%H%M%S").ok()?;
+    is_moment.then(|| moment.and_utc())
+}
+
+/// The moment of a backup's label: of the last part, without its letter.
+pub fn moment_of_label(label: &str) -> Option<DateTime<Utc>> {
+    let last = label.rsplit('_').next()?;
+    moment_of(last.strip_suffix(['F', 'D', 'I'])?)
+}
+
 /// Takes out what a backup that stays needs.
 fn keep_what_is_needed(held: &[Held], may_go: &mut BTreeSet<String>) {
     let by_label: BTreeMap<&str, &Held> = held.iter().map(|it| (it.label.as_str(), it)).collect();
@@ -214,6 +260,41 @@ mod tests {
         assert_eq!(both(text).map(|it| it.full), expected);
     }
 
+    #[test]
+    fn a_place_goes_as_a_full_backup_of_its_time_would() {
+        let may_go = |proved: &[Held], full: Option<Full>, now: i64| {
+            place_may_go(at(1), proved, Retention { full, differential: Some(1) }, at(now))
+        };
+        let (two, three, four, old) = (full(2), full(3), full(4), full(0));
+        let all = [old, two, three.clone(), four];
+        assert!(!may_go(&[], Some(Full::Count(1)), 1000));
+        // Of the day after it nothing counts.
+        assert!(!may_go(&all[..2], Some(Full::Count(1)), 1000));
+        assert!(may_go(&all[..3], Some(Full::Count(1)), 1000));
+        assert!(!may_go(&all[..3], Some(Full::Count(2)), 1000));
+        assert!(may_go(&all, Some(Full::Count(2)), 1000));
+        assert!(!may_go(&all, Some(Full::Days(7)), 9));
+        assert!(may_go(&all, Some(Full::Days(7)), 10));
+        // Kept for ever; of a backup whose end is not known, nothing is known.
+        assert!(!may_go(&all, None, 1000));
+        let unknown = Held { stop_time: None, ..three.clone() };
+        assert!(!may_go(&[unknown], Some(Full::Count(1)), 1000));
+        let build = later(3, 4, Incr, &[&three]);
+        assert!(!may_go(&[build], Some(Full::Count(1)), 1000));
+    }
+
+    #[test]
+    fn only_moments_are_names_of_places() {
+        let moment = moment_of("20261201-052000").expect("a moment");
+        assert_eq!(moment.to_rfc3339(), "2026-12-01T05:20:00+00:00");
+        for other in ["", "keep", "20261201-052000-keep", "20261301-052000", "+0261201-052000"] {
+            assert_eq!(moment_of(other), None, "{other}");
+        }
+        assert_eq!(moment_of_label("20261101-000000F_20261201-052000I"), Some(moment));
+        assert_eq!(moment_of_label("20261201-052000F"), Some(moment));
+        assert_eq!(moment_of_label("20261201-052000"), None);
+    }
+
     /// pgBackRest's own procedure, step by step on a list of labels, as its expire.c has it.
     fn as_pgbackrest(held: &[Held], retention: Retention, now: DateTime<Utc>) -> BTreeSet<String> {
         let mut current: Vec<Held> = held.to_vec();
@@ -299,6 +380,24 @@ mod tests {
             let may_go = expirable(&held, retention, at(now + later));
             prop_assert!(expired.is_subset(&may_go), "{expired:?} {may_go:?}");
             prop_assert_eq!(expirable(&held, retention, at(now)), expired);
+        }
+
+        #[test]
+        fn a_place_goes_only_after_a_later_full_backup_and_no_earlier_than_a_backup_would(
+            held in histories(), retention in retentions(), made in 0..30_i64, now in 0..60_i64,
+        ) {
+            let may_go = place_may_go(at(made), &held, retention, at(now));
+            let ends_later = |it: &Held| it.kind == Fu && it.stop_time > Some(at(made));
+            prop_assert!(!may_go || held.iter().any(ends_later));
+            if let Some(Full::Days(days)) = retention.full {
+                prop_assert!(!may_go || at(made) + TimeDelta::days(days.into()) <= at(now));
+            }
+            // A full backup of this life that ended with it would not be kept longer.
+            let mut with = held.clone();
+            with.retain(|it| it.kind != Fu || it.stop_time != Some(at(made)));
+            with.push(full(made));
+            let goes = expirable(&with, Retention { differential: None, ..retention }, at(now));
+            prop_assert!(!may_go || goes.contains(&full_label(made)));
         }
 
         #[test]

@@ -286,8 +286,22 @@ pub struct Comparison {
     /// Whether damaged files were replaced, as `nrt-backup check --repair` asks.
     #[serde(default)]
     pub is_repair: bool,
+    /// What other lives of the cluster have left on the remote.
+    #[serde(default)]
+    pub superseded: Vec<Superseded>,
     /// Why it could not be done as a whole.
     pub failure: Option<Failure>,
+}
+
+/// A place below `superseded/`, which stays as long as the retention says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseded {
+    /// Its path below the cluster's directory.
+    pub path: String,
+    /// How many files it holds.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 impl Comparison {

@@ -156,6 +156,13 @@ impl Coverage {
         self.pieces.values().flatten().map(|(piece, _)| *piece)
     }
 
+    /// The pieces of segments with lower numbers than this, on every timeline, that no archived
+    /// segment has replaced.
+    pub fn pieces_before(&self, number: u64) -> impl Iterator<Item = Piece> {
+        self.pieces()
+            .filter(move |piece| piece.segment.number < number && !self.is_archived(piece.segment))
+    }
+
     /// Pieces that nobody needs any more: their segment is archived on the remote.
     pub fn superseded(&self) -> Vec<Piece> {
         self.pieces().filter(|piece| self.is_archived(piece.segment)).collect()
