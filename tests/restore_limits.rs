@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::offsite::{AGAIN, NAME, contents, shipping, wait_for_shipped};
+use crate::offsite::{AGAIN, NAME, contents, owner_of, shipping, wait_for_shipped};
 use crate::protected::archive_segment;
 use crate::restoring::{Place, from, texts};
 use nrt_core::lsn::Lsn;
@@ -73,6 +73,11 @@ fn a_restore_reaches_its_plan_or_fails() {
     wait_for_shipped(&cluster);
     cluster.sql("insert into t select generate_series(301, 400)");
     wait_for_shipped(&cluster);
+    // What lies behind the last promise may end the WAL where it is damaged, with a warning.
+    let all = flushed(&cluster);
+    wait_until("all of it is promised", AGAIN, || {
+        owner_of(&remote).shipped.is_some_and(|it| it.flushed >= all)
+    });
 
     // An object whose own checksum is right, and in which the server has read a damaged record.
     let object = object_behind(&remote, before).expect("it is in the tail");
