@@ -155,7 +155,16 @@ impl World {
 
     /// Who owns the remote.
     fn owner(&self) -> Option<Owner> {
-        serde_json::from_slice(&fs::read(self.there().join(owner::FILE)).ok()?).ok()
+        let read = |name: &str| fs::read(self.there().join(name)).ok();
+        // The file may be written at this very moment.
+        for _ in 0..100 {
+            if let Ok(owner) = serde_json::from_slice(&read(owner::FILE)?) {
+                return Some(owner);
+            }
+            sleep(Duration::from_millis(5));
+        }
+        // A killed process has cut it off: the copy is whole.
+        serde_json::from_slice(&read(owner::COPY)?).ok()
     }
 
     fn ship(&self) -> Ship {
