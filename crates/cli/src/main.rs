@@ -3,6 +3,7 @@
 mod commands;
 mod container;
 mod drill;
+mod exit;
 mod restore;
 mod segment;
 mod ship;
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
                     let _ = error.print();
                     return code;
                 }
-                None => error.exit(),
+                None => return exit::usage(&error),
             }
         }
     };

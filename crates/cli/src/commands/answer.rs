@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::source::words;
+use crate::exit;
 
 /// Text for people, and the same for programs.
 pub(super) type Answer = Result<(String, Value), Refusal>;
@@ -28,7 +29,7 @@ pub(super) fn print(answer: Answer, json: bool, begin: &str) -> ExitCode {
                 let error = json!({ "message": refusal.message, "hint": refusal.hint });
                 println!("{:#}", json!({ "error": error }));
             } else {
-                eprintln!("nrt-backup: {begin}{}", words(&refusal));
+                exit::print(format_args!("{begin}{}", words(&refusal)));
             }
             ExitCode::FAILURE
         }

@@ -42,8 +42,6 @@ const FAREWELL: Duration = Duration::from_secs(3);
 const WATCH: Duration = Duration::from_millis(200);
 /// For how long after it has failed pgBackRest is not asked while too much waits.
 const ASK_AGAIN: TimeDelta = TimeDelta::seconds(60);
-/// PostgreSQL takes this for the end of archiving, and does not try again before its next start.
-const GIVEN_UP: u8 = 255;
 /// From this many finished segments on that wait, pgBackRest pushes several at once: that is
 /// twice as fast with a backlog, and four times slower without.
 const BACKLOG: usize = 8;
@@ -73,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
              does",
             FAREWELL.as_secs()
         );
-        return ExitCode::from(GIVEN_UP);
+        return ExitCode::from(crate::exit::STOP);
     };
     let Err((code, failure)) = result else {
         // Only there while archiving fails: mostly there is nothing to remove.

@@ -13,6 +13,7 @@ use nrt_core::layout::{self, Kept};
 use nrt_process::files;
 
 use super::server::{self, Server};
+use crate::exit;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// The worker looks at least every minute, should it not be woken.
@@ -81,10 +82,7 @@ pub(crate) fn take(server: &Server, kind: BackupType, how: &How) -> ExitCode {
             }
             ExitCode::from(code(&job))
         }
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => exit::refused(&error),
     }
 }
 
@@ -231,7 +229,7 @@ fn code(job: &Job) -> u8 {
     match job.status {
         Status::Succeeded | Status::Waiting | Status::Running => 0,
         _ if job.started_at.is_some() => 1,
-        _ => 2,
+        _ => exit::REFUSED,
     }
 }
 

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chrono::Utc;
+use nrt_core::health::Severity;
 use nrt_core::layout;
 use nrt_core::offsite::{Comparison, FileList, Phase, Status};
 use nrt_core::size::format_size;
 use nrt_process::files::replace;
 
 use super::server::{self, Server};
+use crate::exit;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long shipping may fail before that is the answer: a remote that comes back refuses for a while.
@@ -42,10 +44,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     match compare(&arguments.server, arguments.repair) {
         Ok(comparison) => report(&comparison),
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => exit::refused(&error),
     }
 }
 
@@ -141,9 +140,9 @@ fn report(comparison: &Comparison) -> ExitCode {
         println!("{}\nHINT: {}", failure.message, failure.hint);
     }
     if !comparison.different.is_empty() || comparison.failure.is_some() {
-        ExitCode::from(2)
+        exit::judged(Severity::Critical)
     } else if !comparison.repaired.is_empty() || !comparison.healed.is_empty() {
-        ExitCode::from(1)
+        exit::judged(Severity::Warning)
     } else {
         ExitCode::SUCCESS
     }

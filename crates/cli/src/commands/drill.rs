@@ -13,6 +13,7 @@ use nrt_core::size::format_size;
 
 use super::server::Server;
 use crate::drill;
+use crate::exit;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// The worker looks at least every minute, should it not be woken.
@@ -56,11 +57,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(2)
-        }
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if arguments.order.is_some() => exit::child_failed(&error),
+        Err(error) => exit::refused(&error),
     }
 }
 

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::server::{self, Server};
 use super::{show, table};
+use crate::exit;
 
 /// Lists the backups in the repository, oldest first, and which of them are off-site.
 ///
@@ -58,10 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             show(rows.as_slice(), arguments.json, text);
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => exit::refused(&error),
     }
 }
 

@@ -9,6 +9,7 @@ use nrt_core::layout;
 use nrt_process::files;
 
 use super::server::Server;
+use crate::exit;
 
 /// More is never shown of one file.
 const MOST: u64 = 4 << 20;
@@ -72,10 +73,7 @@ pub(crate) fn show(server: &Server, of: &[Of], how: &How) -> ExitCode {
             print!("{}", texts.join("\n"));
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::failed(&error),
     }
 }
 

@@ -23,9 +23,6 @@ pub(crate) mod wal;
 pub(crate) mod wal_get;
 pub(crate) mod zone;
 
-use std::process::ExitCode;
-
-use nrt_core::health::Severity;
 use serde::Serialize;
 
 /// Prints a report, for programs or for people.
@@ -35,15 +32,6 @@ fn show<T: Serialize + ?Sized>(report: &T, json: bool, text: impl FnOnce(&T) -> 
     } else {
         print!("{}", text(report));
     }
-}
-
-/// The exit code of a command that says how well something is.
-fn exit_code(severity: Severity) -> ExitCode {
-    ExitCode::from(match severity {
-        Severity::Ok => 0,
-        Severity::Warning => 1,
-        Severity::Critical => 2,
-    })
 }
 
 /// Rows in columns, below a head.

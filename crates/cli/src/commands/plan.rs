@@ -17,6 +17,7 @@ use super::answer::{Answer, directory, print};
 use super::server;
 use super::source::{From, To};
 use super::zone::zone;
+use crate::exit;
 use crate::restore::{self, OwnWal, Work};
 
 /// Shows what can be restored and, with a target, every step of the restore to it.
@@ -52,8 +53,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     if let Some(data) = arguments.data.as_ref().filter(|_| !arguments.from.is_said())
         && let Err(error) = server::go_on_as_owner(data)
     {
-        eprintln!("nrt-backup: {error:#}");
-        return ExitCode::FAILURE;
+        return exit::failed(&error);
     }
     sweep(&env::temp_dir());
     print(answer(arguments), arguments.json, "")

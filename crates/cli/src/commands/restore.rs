@@ -11,10 +11,9 @@ use serde_json::json;
 
 use super::source::{From, To, words};
 use super::zone::zone;
+use crate::exit;
 use crate::restore::{self, Existing, Report, Request, Start, Work};
 
-/// The exit code where recovery ended before the end of its plan.
-const SHORT: u8 = 3;
 /// pgBackRest takes no more than this for `--process-max`.
 const MOST_PROCESSES: usize = 999;
 
@@ -110,9 +109,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                     } })
                 );
             }
-            eprintln!("nrt-backup: {}", words(&refusal));
+            exit::print(words(&refusal));
             match refusal.code {
-                Some(Code::Short) => ExitCode::from(SHORT),
+                Some(Code::Short) => ExitCode::from(exit::SHORT),
                 _ => ExitCode::FAILURE,
             }
         }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+use crate::exit;
 use crate::ship;
 
 /// Ships backups and WAL to the remote, for the worker.
@@ -18,9 +19,6 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let plan = serde_json::from_str(&arguments.plan).context("read the plan");
     match plan.and_then(ship::run) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::child_failed(&error),
     }
 }

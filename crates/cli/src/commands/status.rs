@@ -11,7 +11,8 @@ use nrt_core::offsite::{Phase, Status};
 use serde::Serialize;
 
 use super::server::{self, Server};
-use super::{exit_code, show};
+use super::show;
+use crate::exit;
 
 /// Shows whether the server is backed up, and how far off-site.
 ///
@@ -45,14 +46,11 @@ struct Report {
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let state = match arguments.server.state() {
         Ok(state) => state,
-        Err(error) => {
-            eprintln!("{error:#}");
-            return ExitCode::from(3);
-        }
+        Err(error) => return exit::unknown(&error),
     };
     let report = collect(&state, arguments.server.is_running(), Utc::now());
     show(&report, arguments.json, text);
-    exit_code(report.severity)
+    exit::judged(report.severity)
 }
 
 fn collect(state: &Path, server_is_running: bool, now: DateTime<Utc>) -> Report {

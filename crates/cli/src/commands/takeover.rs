@@ -11,10 +11,8 @@ use nrt_core::offsite::{Phase, Status};
 use nrt_process::files::write_atomically;
 
 use super::server::{self, Server};
+use crate::exit;
 use crate::ship::{SET_ASIDE, place_of};
-
-/// The exit code where something is still being moved.
-const MOVES: u8 = 2;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a server may take that was just started.
@@ -60,12 +58,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                  also after a restart, and this server ships then\n\
                  HINT: nrt-backup status says how it goes; the same command waits again."
             );
-            ExitCode::from(MOVES)
+            ExitCode::from(exit::REFUSED)
         }
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::failed(&error),
     }
 }
 

@@ -21,7 +21,8 @@ use serde::Serialize;
 
 use super::server::{self, Server};
 use super::status::lag;
-use super::{backup, exit_code, logs, show};
+use super::{backup, logs, show};
+use crate::exit;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// The worker gives its children four seconds to end, and is started again five seconds later.
@@ -89,10 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                 println!("the nrt_backup worker runs again, as process {worker}");
                 ExitCode::SUCCESS
             }
-            Err(error) => {
-                eprintln!("{error:#}");
-                ExitCode::FAILURE
-            }
+            Err(error) => exit::failed(&error),
         },
     }
 }
@@ -134,12 +132,9 @@ fn status(server: &Server, json: bool) -> ExitCode {
     match report {
         Ok(report) => {
             show(&report, json, text);
-            exit_code(report.severity)
+            exit::judged(report.severity)
         }
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(3)
-        }
+        Err(error) => exit::unknown(&error),
     }
 }
 

@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::source::words;
+use crate::exit;
 use crate::restore;
 
 /// To PostgreSQL everything from 1 to 125 is the end of the WAL, and it promotes.
 const NOWHERE: u8 = 1;
-/// It stops, and can go on later.
-const NOT_NOW: u8 = 255;
 
 /// Puts a WAL file where a recovering PostgreSQL wants it.
 ///
@@ -42,15 +41,15 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         Ok(Err(refusal)) => {
             // Not by a macro that panics where nobody can be told.
             let _ = writeln!(std::io::stderr(), "nrt-backup: {name}: {}", words(&refusal));
-            ExitCode::from(NOT_NOW)
+            ExitCode::from(exit::STOP)
         }
         // It has been printed.
-        Err(_) => ExitCode::from(NOT_NOW),
+        Err(_) => ExitCode::from(exit::STOP),
     }
 }
 
 /// The exit code for a command line that cannot be read, if it is this command's: another version
 /// may have written it, and to PostgreSQL every other code is the end of the WAL.
 pub(crate) fn misread(words: &[&OsStr]) -> Option<ExitCode> {
-    words.get(1).is_some_and(|word| *word == "wal-get").then(|| ExitCode::from(NOT_NOW))
+    words.get(1).is_some_and(|word| *word == "wal-get").then(|| ExitCode::from(exit::STOP))
 }
