@@ -2,9 +2,13 @@
 # Checks who may depend on whom, and what is not Rust.
 
 check_arrows() {
-    depends_not nrt-core 'pgrx|postgres|libc|rustix|signal-hook|tempfile|nrt-process|nrt-cli|nrt_backup'
-    depends_not nrt-process 'pgrx|postgres|nrt-cli|nrt_backup'
-    depends_not nrt-cli 'pgrx|postgres|nrt_backup'
+    local -r server='pgrx|postgres|nrt_backup'
+    depends_not nrt-core "$server|libc|rustix|signal-hook|tempfile|nrt-(process|remote|ship|restore|cli)"
+    depends_not nrt-process "$server|nrt-(core|remote|ship|restore|cli)"
+    depends_not nrt-remote "$server|nrt-(ship|restore|cli)"
+    depends_not nrt-ship "$server|nrt-(restore|cli)"
+    depends_not nrt-restore "$server|nrt-(ship|cli)"
+    depends_not nrt-cli "$server"
     depends_not nrt-tests 'pgrx|nrt_backup'
 }
 

@@ -2,11 +2,7 @@
 
 mod commands;
 mod container;
-mod drill;
 mod exit;
-mod restore;
-mod segment;
-mod ship;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;

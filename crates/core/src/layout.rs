@@ -23,6 +23,8 @@ pub const KEPT: &str = "state.json";
 pub const INVENTORY: &str = "inventory.json";
 /// The last evaluation's list of [`crate::health::Check`].
 pub const HEALTH: &str = "health.json";
+/// rclone's configuration as a container's server uses it: the container's own copy, in no volume.
+pub const CONTAINER_RCLONE_CONFIG: &str = "/var/lib/nrt-backup/rclone.conf";
 /// The generated pgBackRest configuration.
 pub const PGBACKREST_CONFIG: &str = "pgbackrest.conf";
 /// A [`Tool`].

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
 /// Replaces the file at `path` by `content`, readable and writable by its owner only.
@@ -78,6 +79,11 @@ pub fn read_end(path: &Path, longest: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     file.take(longest).read_to_end(&mut text)?;
     Ok(text)
+}
+
+/// Reads a JSON file; `None` if it is not there or holds something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// Opens the file at `path` to be read, where somebody else may have put something in its place: a

@@ -18,11 +18,10 @@ use nrt_core::inventory::Failure;
 use nrt_core::layout::{self, ArchiveLimits, LetGo, PushFailure, Tool};
 use nrt_core::pgbackrest::{command, exit, label};
 use nrt_core::size::format_size;
-use nrt_process::files::{open_plain, write_atomically};
+use nrt_process::files::{open_plain, read_json, write_atomically};
 use nrt_process::{allowed_in_zone, capture, identity};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use serde::de::DeserializeOwned;
 
 /// pgBackRest ends by itself long before; this is for a file system that hangs.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -303,10 +302,6 @@ fn waiting(segment: &Path) -> impl Iterator<Item = fs::DirEntry> {
     let status = segment.parent().map(|pg_wal| pg_wal.join("archive_status"));
     let files = status.and_then(|it| fs::read_dir(it).ok()).into_iter().flatten().flatten();
     files.filter(|file| file.path().extension().is_some_and(|it| it == "ready"))
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 #[cfg(test)]

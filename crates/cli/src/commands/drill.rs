@@ -12,8 +12,8 @@ use nrt_core::restore::drill::{Drill, Outcome, journal};
 use nrt_core::size::format_size;
 
 use super::server::Server;
-use crate::drill;
 use crate::exit;
+use nrt_restore::drill;
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// The worker looks at least every minute, should it not be woken.

@@ -42,8 +42,6 @@ const FRESH: TimeDelta = TimeDelta::minutes(10);
 const ARCHIVE_TIMEOUT: u32 = 120;
 /// Where pgBackRest keeps its locks unless told.
 const LOCK_PATH: &str = "/tmp/pgbackrest";
-/// Where pgBackRest keeps its repository unless told.
-const REPOSITORY: &str = "/var/lib/pgbackrest";
 
 /// Looks at pgBackRest, the repository and the disks, for the worker.
 #[derive(Debug, clap::Args)]
@@ -188,12 +186,18 @@ impl Look {
         Ok((tool, changed))
     }
 
+    /// What the operator's own configuration says; nothing, where it cannot be read: pgBackRest
+    /// says then why.
+    fn own_text(&self) -> String {
+        let own = self.plan.own_config.as_ref().and_then(|own| fs::read_to_string(own).ok());
+        own.unwrap_or_default()
+    }
+
     /// Where the locks are.
     fn lock_path(&self) -> String {
         match &self.plan.own_config {
-            Some(own) => {
-                own_option(own, &self.plan.stanza, "lock-path").unwrap_or(LOCK_PATH.into())
-            }
+            Some(_) => own::backup_option(&self.own_text(), &self.plan.stanza, "lock-path")
+                .unwrap_or(LOCK_PATH.into()),
             None => self.plan.lock_path.clone(),
         }
     }
@@ -292,12 +296,7 @@ impl Look {
     fn repository_directory(&self) -> Option<String> {
         match &self.plan.own_config {
             None => Some(self.plan.repository.clone()),
-            Some(config) => {
-                let option = |name: &str| own_option(config, &self.plan.stanza, name);
-                let posix = option("repo1-type").is_none_or(|kind| kind == "posix")
-                    && option("repo1-host").is_none();
-                posix.then(|| option("repo1-path").unwrap_or(REPOSITORY.into()))
-            }
+            Some(_) => own::local_repository(&self.own_text(), &self.plan.stanza),
         }
     }
 
@@ -465,14 +464,6 @@ fn lock_directory(path: &Path, user: u32) -> Result<(), Failure> {
     })
 }
 
-/// The value that an option in the operator's own configuration file has when a stanza is backed up.
-pub(crate) fn own_option(config: &str, stanza: &str, name: &str) -> Option<String> {
-    let text = fs::read_to_string(config).ok()?;
-    // pgBackRest still takes the name without a number.
-    let names = [name.to_string(), name.replacen("repo1-", "repo-", 1)];
-    names.iter().find_map(|name| own::option(&text, stanza, "backup", name))
-}
-
 #[cfg(test)]
 mod tests {
     use nrt_core::pgbackrest::version::MINIMUM;
@@ -500,20 +491,6 @@ mod tests {
         look.write(layout::INVENTORY, &serde_json::to_vec(&before).expect("JSON")).expect("ours");
         let nothing = Failure { message: String::new(), hint: String::new() };
         look.still_good(now, &inventory(Err(nothing))).is_some()
-    }
-
-    #[test]
-    fn an_own_option_is_that_of_the_stanza() {
-        let root = tempfile::tempdir().expect("a directory");
-        let file = root.path().join("pgbackrest.conf");
-        let text = "[other]\nrepo1-path=/other\nrepo1-host=far\n[global]\nrepo-path=/general\n\
-                    # repo1-host=near\n[main]\nrepo1-path=/main\n";
-        fs::write(&file, text).expect("written");
-        let of = |stanza: &str, name: &str| own_option(&file.to_string_lossy(), stanza, name);
-        assert_eq!(of("main", "repo1-path").as_deref(), Some("/main"));
-        assert_eq!(of("main", "repo1-host"), None);
-        assert_eq!(of("other", "repo1-path").as_deref(), Some("/other"));
-        assert_eq!(of("third", "repo1-path").as_deref(), Some("/general"));
     }
 
     #[test]

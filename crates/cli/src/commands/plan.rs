@@ -18,7 +18,7 @@ use super::server;
 use super::source::{From, To};
 use super::zone::zone;
 use crate::exit;
-use crate::restore::{self, OwnWal, Work};
+use nrt_restore::{self as restore, OwnWal, Work};
 
 /// Shows what can be restored and, with a target, every step of the restore to it.
 ///
@@ -95,9 +95,9 @@ fn answer(arguments: &Arguments) -> Answer {
     let into = data.clone().unwrap_or_else(|| PathBuf::from("/var/lib/postgresql/data"));
     // A server that asks means a plan: without a target, to the newest.
     if !arguments.to.is_given() && arguments.flushed.is_none() {
-        let (_, found) = restore::look(&place, stanza, &into, &work, own.as_ref(), false)?;
-        let windows = windows(&found.catalog);
-        let overview = Overview::new(&found.catalog, &windows);
+        let (catalog, _) = restore::read_catalog(&place, stanza, &into, &work, own.as_ref())?;
+        let windows = windows(&catalog);
+        let overview = Overview::new(&catalog, &windows);
         return Ok((overview.text(zone()), json!(overview)));
     }
     let bindir = arguments.from.bindir.as_deref();

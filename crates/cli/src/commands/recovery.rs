@@ -15,8 +15,8 @@ use super::answer::{Answer, directory, print};
 use super::server::{self, Server};
 use super::source::{From, To};
 use super::zone::zone;
-use crate::restore::{self, Existing, Kind, Place, Request, Start, Work};
-use crate::ship::Address;
+use nrt_remote::Address;
+use nrt_restore::{self as restore, Existing, Kind, Place, Request, Start, Work};
 
 /// Looks at what a recovery would come from and lead to, and touches nothing.
 ///
@@ -107,10 +107,10 @@ impl Asked {
         let place = self.place(&work)?;
         let into = self.data()?.unwrap_or_else(|| directory.join("data"));
         let stanza = self.from.stanza.as_deref().filter(|it| !it.is_empty());
-        let (_, found) = restore::look(&place, stanza, &into, &work, None, false)?;
-        let windows = windows(&found.catalog);
-        let overview = Overview::new(&found.catalog, &windows);
-        let owner = found.owner.map(|it| {
+        let (catalog, owner) = restore::read_catalog(&place, stanza, &into, &work, None)?;
+        let windows = windows(&catalog);
+        let overview = Overview::new(&catalog, &windows);
+        let owner = owner.map(|it| {
             let at = written(it.heartbeat, zone());
             format!("{}, on timeline {}, last heard of at {at}", it.host, it.timeline)
         });

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::source::{From, To, words};
 use super::zone::zone;
 use crate::exit;
-use crate::restore::{self, Existing, Report, Request, Start, Work};
+use nrt_restore::{self as restore, Existing, Report, Request, Start, Work};
 
 /// pgBackRest takes no more than this for `--process-max`.
 const MOST_PROCESSES: usize = 999;

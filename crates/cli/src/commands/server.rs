@@ -167,7 +167,7 @@ pub(crate) fn has_told(state: &Path) -> bool {
 
 /// Reads a JSON file of the state directory; `None` if it is not there or holds something else.
 pub(crate) fn read<T: DeserializeOwned>(state: &Path, name: &str) -> Option<T> {
-    serde_json::from_slice(&fs::read(state.join(name)).ok()?).ok()
+    files::read_json(&state.join(name))
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! Ships off-site for the worker; see `crate::ship`.
+//! Ships off-site for the worker; see the crate `nrt_ship`.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 
 use crate::exit;
-use crate::ship;
+use nrt_ship as ship;
 
 /// Ships backups and WAL to the remote, for the worker.
 #[derive(Debug, clap::Args)]

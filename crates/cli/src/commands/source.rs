@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use nrt_core::encoded;
 use nrt_core::layout;
-use nrt_core::offsite;
 use nrt_core::options::{truth, without_end};
 use nrt_core::restore::Refusal;
 use nrt_core::restore::target::{Asked, Target};
@@ -18,8 +17,7 @@ use nrt_core::restore::target::{Asked, Target};
 use super::server;
 use super::zone;
 use crate::container;
-use crate::restore::{Kind, Place, Work, unusable, whole};
-use crate::ship::config_in_use;
+use nrt_restore::{Kind, Place, Work, unusable, whole};
 
 /// The path on a remote below which clusters are kept, unless another one is named.
 const REMOTE_PATH: &str = "postgres-backups";
@@ -92,7 +90,7 @@ impl From {
         let present: Option<layout::Present> =
             state.filter(|_| !self.is_said()).and_then(|it| server::read(&it, layout::PRESENT));
         match present.and_then(|it| it.remote) {
-            Some(plan) => Ok(of_plan(&plan, &self.pgbackrest)),
+            Some(plan) => Ok(Place::of_plan(&plan, &self.pgbackrest)),
             None => self.place(data, work),
         }
     }
@@ -110,7 +108,7 @@ impl From {
         if let Some(config) = self.rclone_config(work)? {
             return Ok(place(self.remote(&config)?));
         }
-        if let Some(place) = data.and_then(of_server) {
+        if let Some(place) = data.and_then(Place::of_server) {
             return Ok(place);
         }
         if self.pgbackrest_config.is_some() {
@@ -186,42 +184,6 @@ impl From {
             transfers: self.transfers.max(1),
             bandwidth_limit: self.bandwidth_limit.clone(),
         })
-    }
-}
-
-/// What the server in a data directory has been told last.
-pub(crate) fn of_server(data: &Path) -> Option<Place> {
-    let state = data.join(layout::STATE_DIRECTORY);
-    let tool: Option<layout::Tool> = server::read(&state, layout::TOOL);
-    let own = Path::new(&tool.as_ref()?.config) != state.join(layout::PGBACKREST_CONFIG);
-    let layout::Tool { config, program, stanza, .. } = tool?;
-    let pgbackrest = PathBuf::from(program);
-    let option = |name: &str| super::look::own_option(&config, &stanza, name);
-    let repository = option("repo1-path");
-    let is_here =
-        option("repo1-host").is_none() && option("repo1-type").is_none_or(|it| it == "posix");
-    let kind = match repository {
-        Some(path) if is_here => Kind::Directory(path.into()),
-        None if is_here => Kind::Directory("/var/lib/pgbackrest".into()),
-        _ => Kind::Own,
-    };
-    Some(Place { kind, own_config: own.then(|| config.into()), pgbackrest })
-}
-
-/// The remote's place in the settings of shipping: for a drill.
-pub(crate) fn of_plan(plan: &offsite::Plan, pgbackrest: &Path) -> Place {
-    Place {
-        kind: Kind::Remote {
-            rclone: plan.rclone.clone(),
-            config: config_in_use(Path::new(&plan.state), &plan.rclone_config),
-            name: plan.remote_name.clone(),
-            path: plan.remote_path.clone(),
-            cluster: plan.name.clone(),
-            transfers: plan.transfers,
-            bandwidth_limit: plan.bandwidth_limit.clone(),
-        },
-        own_config: plan.own_config.clone().map(PathBuf::from),
-        pgbackrest: pgbackrest.to_path_buf(),
     }
 }
 

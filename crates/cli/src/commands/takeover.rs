@@ -12,7 +12,7 @@ use nrt_process::files::write_atomically;
 
 use super::server::{self, Server};
 use crate::exit;
-use crate::ship::{SET_ASIDE, place_of};
+use nrt_ship::{SET_ASIDE, place_of};
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a server may take that was just started.

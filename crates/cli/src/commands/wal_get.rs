@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use super::source::words;
 use crate::exit;
-use crate::restore;
+use nrt_restore as restore;
 
 /// To PostgreSQL everything from 1 to 125 is the end of the WAL, and it promotes.
 const NOWHERE: u8 = 1;

@@ -12,7 +12,7 @@ use nrt_process::files::write_atomically;
 use rustix::process::geteuid;
 
 use super::BASE;
-use crate::restore::unusable;
+use nrt_restore::unusable;
 
 /// Who the server runs as.
 #[derive(Debug)]

@@ -5,17 +5,18 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use nrt_core::encoded;
+use nrt_core::layout;
 use nrt_core::options::REMOTE_NAME;
 use nrt_core::restore::Refusal;
 
 use super::directories::User;
 use super::variables::{Variables, bad};
-use crate::ship::Remotes;
+use nrt_remote::Remotes;
 
 /// The server's own directory, in the container and in no volume: what is given stays outside.
 pub(super) const HOME: &str = "/var/lib/nrt-backup";
 /// rclone's configuration as the server uses it.
-pub(crate) const CONFIG: &str = "/var/lib/nrt-backup/rclone.conf";
+pub(crate) const CONFIG: &str = layout::CONTAINER_RCLONE_CONFIG;
 /// The same as it was given: rclone changes its file, where a token is renewed.
 const GIVEN: &str = "/var/lib/nrt-backup/rclone.conf.given";
 /// Where a file may be mounted: ours, and where the root of an image would have it.

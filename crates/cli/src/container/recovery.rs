@@ -19,7 +19,7 @@ use super::directories::User;
 use super::variables::Variables;
 use super::{End, FAILED, REPOSITORY, failed_to_run, rclone};
 use crate::commands::zone;
-use crate::restore;
+use nrt_restore as restore;
 
 /// Where a restore works: in the volume that what it fetches is moved to.
 const WORK: &str = "/backup/local/.restore";

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod bandwidth;
+pub mod configuration;
 pub mod expiry;
 pub mod limits;
 pub mod lineage;
@@ -20,6 +21,9 @@ use crate::inventory::Failure;
 use crate::look::Server;
 use crate::lsn::Lsn;
 use crate::settings::Settings;
+
+/// The directories on the remote with one JSON file per full, differential and incremental backup.
+pub const DESCRIPTIONS: [&str; 3] = ["full-backups", "differential-backups", "incremental-backups"];
 
 /// What `nrt-backup ship` needs to know when it starts. It holds no secret: it travels on a
 /// command line. Another plan is another process.

@@ -10,6 +10,22 @@ pub fn option(config: &str, stanza: &str, command: &str, name: &str) -> Option<S
     values(config, stanza, command, name).pop()
 }
 
+/// The value of an option that is in force when `stanza` is backed up. pgBackRest still takes a name
+/// without the repository's number.
+pub fn backup_option(config: &str, stanza: &str, name: &str) -> Option<String> {
+    let names = [name.to_string(), name.replacen("repo1-", "repo-", 1)];
+    names.iter().find_map(|name| option(config, stanza, "backup", name))
+}
+
+/// The repository's directory, where it is one of this machine. `/var/lib/pgbackrest` is pgBackRest's
+/// default.
+pub fn local_repository(config: &str, stanza: &str) -> Option<String> {
+    let option = |name: &str| backup_option(config, stanza, name);
+    let is_here =
+        option("repo1-type").is_none_or(|kind| kind == "posix") && option("repo1-host").is_none();
+    is_here.then(|| option("repo1-path").unwrap_or_else(|| "/var/lib/pgbackrest".to_string()))
+}
+
 /// The values of an option that are in force when `command` runs for `stanza`.
 ///
 /// The most particular section that has any counts, and the others' are not added to it.
@@ -52,6 +68,18 @@ pub fn exclusions_with(config: &str, stanza: &str, directory: &str) -> Vec<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repository_of_this_machine_is_that_of_the_stanza() {
+        let text = "[other]\nrepo1-path=/other\nrepo1-host=far\n[global]\nrepo-path=/general\n\
+                    # repo1-host=near\n[main]\nrepo1-path=/main\n[store]\nrepo1-type=s3\n";
+        assert_eq!(local_repository(text, "main").as_deref(), Some("/main"));
+        assert_eq!(local_repository(text, "other"), None);
+        assert_eq!(local_repository(text, "store"), None);
+        assert_eq!(local_repository(text, "third").as_deref(), Some("/general"));
+        assert_eq!(local_repository("", "main").as_deref(), Some("/var/lib/pgbackrest"));
+        assert_eq!(backup_option(text, "other", "repo1-path").as_deref(), Some("/other"));
+    }
 
     #[test]
     fn the_most_particular_section_counts() {
