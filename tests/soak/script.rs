@@ -12,6 +12,7 @@ use crate::random::Random;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
     Worker,
+    Reporter,
     Leash,
     Ship,
     Rclone,
@@ -24,6 +25,7 @@ impl Target {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Target::Worker => "the worker",
+            Target::Reporter => "the reporter",
             Target::Leash => "a leash",
             Target::Ship => "nrt-backup ship",
             Target::Rclone => "rclone",
@@ -219,6 +221,7 @@ impl Script {
 fn draw(random: &mut Random, remote: Kind, may_mount: bool) -> Fault {
     let target = random.weighted(&[
         (3, Target::Worker),
+        (1, Target::Reporter),
         (2, Target::Leash),
         (4, Target::Ship),
         (3, Target::Rclone),

@@ -749,6 +749,7 @@ fn is_target(process: &Process, target: Target) -> bool {
     let is_leash = command.contains("nrt-backup leash");
     match target {
         Target::Worker => command.starts_with("postgres:") && command.contains("nrt_backup worker"),
+        Target::Reporter => command.starts_with("postgres: nrt_backup reporter"),
         Target::Leash => is_leash,
         Target::Ship => command.contains("nrt-backup ship") && !is_leash,
         Target::Rclone => command.contains(" rcd"),
