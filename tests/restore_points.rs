@@ -321,9 +321,13 @@ fn while_a_restore_recovers_the_worker_does_nothing() {
     wait_for_health(&cluster, "worker", "ok");
 }
 
-/// What a restore leaves behind that ended just now.
-fn restored(is_copy: bool) -> Restored {
+/// What a restore leaves behind that ended just now, of what the repository holds.
+fn restored(cluster: &Cluster, is_copy: bool) -> Restored {
+    let there = cluster.repository().join("backup/main");
+    let there = fs::read_dir(there).into_iter().flatten().flatten();
+    let names = there.map(|it| it.file_name().to_string_lossy().into_owned());
     Restored {
+        backups: Some(names.filter(|it| it.starts_with("20")).collect()),
         at: Utc::now(),
         backup: "20260101-010101F".to_string(),
         source: "offsite:backups/main".to_string(),
@@ -351,7 +355,7 @@ fn full_taken(cluster: &Cluster) -> Option<String> {
 fn a_restored_server_takes_one_full_backup_across_restarts() {
     // On a new machine: the repository is empty.
     let cluster = quiet(Cluster::new("fresh"));
-    leave(&cluster, &restored(false));
+    leave(&cluster, &restored(&cluster, false));
     let cluster = started(cluster);
     let columns = "trigger, type, status";
     assert_eq!(history(&cluster, columns), [["startup", "full", "succeeded"]]);
@@ -362,7 +366,7 @@ fn a_restored_server_takes_one_full_backup_across_restarts() {
     cluster.sql("select nrt_backup_now()");
     cluster.stop(Shutdown::Fast);
     thread::sleep(Duration::from_secs(1));
-    leave(&cluster, &restored(false));
+    leave(&cluster, &restored(&cluster, false));
     cluster.start();
     wait_for_backups(&cluster, 3);
     let columns = "job, trigger, type, status";
@@ -397,7 +401,7 @@ fn a_restored_server_takes_one_full_backup_across_restarts() {
 fn a_restored_copy_says_what_it_is_until_it_is_a_server_of_its_own() {
     let cluster = protected("original");
     cluster.stop(Shutdown::Fast);
-    leave(&cluster, &restored(true));
+    leave(&cluster, &restored(&cluster, true));
     cluster.set("archive_mode", "off");
     for (name, value) in [
         ("nrt_backup.incremental_schedule", "* * * * *"),

@@ -206,8 +206,8 @@ impl Worker {
         log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
         worker.ship.configure(&worker.server, &worker.settings);
         worker.limit_archiving();
-        let full_due_since = state_directory::restored().and_then(|it| it.full_due_since());
-        worker.events.push_back(Event::Started { unfinished, labels, full_due_since });
+        let full_due = state_directory::restored().and_then(|it| it.full_due());
+        worker.events.push_back(Event::Started { unfinished, labels, full_due });
         worker
     }
 

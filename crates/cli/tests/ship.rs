@@ -550,6 +550,7 @@ fn what_was_cut_off_while_it_was_brought_back_is_never_sent() {
         full_taken: None,
         target: None,
         phases: None,
+        backups: None,
     };
     world.write(
         &format!("state/{}", layout::RESTORED),
@@ -795,6 +796,7 @@ fn a_restored_copy_takes_no_remote_before_it_is_told_to() {
         full_taken: None,
         target: None,
         phases: None,
+        backups: None,
     };
     world.write("state/restored.json", &serde_json::to_vec(&mark).expect("JSON"));
     let mark_now = || -> Restored {

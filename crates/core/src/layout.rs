@@ -3,13 +3,17 @@
 //!
 //! The directory lies in the data directory, mode 0700, and is in no backup that we take.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::Failure;
+use crate::kind::BackupType;
 use crate::lsn::{Lsn, Segment};
 use crate::machine::Memory;
 use crate::offsite;
+use crate::pgbackrest::info::Backup;
 use crate::restore::drill::{Phases, supervisor};
 use crate::restore::target::Target;
 
@@ -280,13 +284,46 @@ pub struct Restored {
     /// How long it took, where it was measured: without what an interrupted one had done before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phases: Option<Phases>,
+    /// The labels of all backups at the place that it was restored from. Absent in files of earlier
+    /// versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backups: Option<BTreeSet<String>>,
 }
 
 impl Restored {
-    /// Since when a full backup is due, if one is: the next one on a new timeline should need
-    /// nothing of the old ones.
-    pub fn full_due_since(&self) -> Option<DateTime<Utc>> {
-        (!self.is_copy && self.full_taken.is_none()).then_some(self.at)
+    /// The full backup that is due, if one is: a restored server is on a timeline of its own, and its
+    /// next backup is to need nothing of the ones before.
+    pub fn full_due(&self) -> Option<FullDue> {
+        (!self.is_copy && self.full_taken.is_none()).then(|| FullDue {
+            timeline: self.timeline,
+            lsn: self.lsn,
+            before: self.backups.clone(),
+        })
+    }
+}
+
+/// Tells a full backup that was taken after a restore from those that were there before it, whatever
+/// the clock says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FullDue {
+    /// The timeline on which recovery ended, or would begin.
+    pub timeline: u32,
+    /// Where recovery ended.
+    pub lsn: Lsn,
+    /// The labels of the backups that were there before; absent if unknown.
+    pub before: Option<BTreeSet<String>>,
+}
+
+impl FullDue {
+    /// Whether this backup is the one that is due. An unknown timeline or position says nothing against
+    /// it.
+    pub fn is_met_by(&self, backup: &Backup) -> bool {
+        let is_later = match &self.before {
+            Some(before) => !before.contains(&backup.label),
+            None => backup.start_lsn.is_none_or(|start| start >= self.lsn),
+        };
+        let on_timeline = backup.timeline.is_none_or(|timeline| timeline >= self.timeline);
+        backup.kind == BackupType::Full && is_later && on_timeline
     }
 }
 
@@ -337,11 +374,39 @@ mod tests {
         let text = r#"{"at":"2026-11-22T06:30:00Z","backup":"20261122-010203F","source":"s3:b/main",
             "timeline":2,"lsn":"0/5000028","last_commit":null,"is_copy":false}"#;
         let restored: Restored = serde_json::from_str(text).expect("it is read");
-        assert_eq!(restored.full_due_since(), Some(restored.at));
+        assert!(restored.full_due().is_some());
         let copy = Restored { is_copy: true, ..restored.clone() };
-        assert_eq!(copy.full_due_since(), None);
+        assert_eq!(copy.full_due(), None);
         let served = Restored { full_taken: Some("20261122-070000F".to_string()), ..restored };
-        assert_eq!(served.full_due_since(), None);
+        assert_eq!(served.full_due(), None);
+    }
+
+    /// A backup of PostgreSQL's timeline and position, as pgBackRest lists it.
+    fn backup(label: &str, timeline: u32, lsn: &str) -> Backup {
+        let start = format!("{timeline:08X}0000000000000007");
+        let text = format!(
+            r#"[{{"name":"main","status":{{"code":0,"message":"ok"}},"db":[],"archive":[],"backup":[{{
+            "label":"{label}","type":"full","timestamp":{{"start":1,"stop":2}},
+            "lsn":{{"start":"{lsn}","stop":"{lsn}"}},"archive":{{"start":"{start}","stop":"{start}"}},
+            "database":{{"id":1,"repo-key":1}},
+            "info":{{"size":1,"delta":1,"repository":{{"delta":1}}}}}}]}}]"#
+        );
+        let info = crate::pgbackrest::info::parse_info(&text, "main").expect("it is read");
+        info.backups.into_iter().next().expect("one")
+    }
+
+    #[test]
+    fn a_full_backup_after_a_restore_is_known_without_a_clock() {
+        let old = "20261122-010203F";
+        let due = FullDue { timeline: 3, lsn: Lsn(0x0500_0028), before: None };
+        assert!(due.is_met_by(&backup("20200101-000000F", 3, "0/6000028")));
+        assert!(!due.is_met_by(&backup(old, 3, "0/4000028")));
+        assert!(!due.is_met_by(&backup(old, 2, "0/6000028")));
+        // The position at which recovery will end is not known yet, the backups of before are.
+        let due = FullDue { timeline: 2, lsn: Lsn(0x0900_0000), before: Some([old.into()].into()) };
+        assert!(!due.is_met_by(&backup(old, 2, "0/9000028")));
+        assert!(due.is_met_by(&backup("20200101-000000F", 3, "0/6000028")));
+        assert!(!due.is_met_by(&backup("20200101-000000F", 1, "0/6000028")));
     }
 
     #[test]

@@ -209,7 +209,7 @@ impl Run<'_> {
                 report.notes.push(note);
             }
         }
-        self.mark(report)?;
+        self.mark(planned, report)?;
         match fs::remove_file(state.join(layout::RECOVERING)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(problem(error)),
             _ => Ok(()),
@@ -217,7 +217,7 @@ impl Run<'_> {
     }
 
     /// Leaves behind where the data directory came from.
-    pub(super) fn mark(&self, report: &Report) -> Result<(), Refusal> {
+    pub(super) fn mark(&self, planned: &Planned, report: &Report) -> Result<(), Refusal> {
         let plan = &report.plan;
         let recovered = report.recovered.as_ref();
         let end = plan.wal.last().map(|it| it.to).unwrap_or_default();
@@ -232,6 +232,7 @@ impl Run<'_> {
             full_taken: None,
             target: Some(plan.target.clone()),
             phases: recovered.filter(|_| report.is_measured).map(|_| report.phases),
+            backups: Some(planned.catalog.backups.iter().map(|it| it.label.clone()).collect()),
         };
         let text = serde_json::to_vec(&restored).unwrap_or_default();
         let path = self.request.data.join(layout::STATE_DIRECTORY).join(layout::RESTORED);

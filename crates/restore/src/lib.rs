@@ -479,7 +479,7 @@ impl Run<'_> {
                 let action = planned.plan.target.action;
                 self.write_settings(&planned.plan, action, &programs, &mut report)?;
                 self.settle_configuration(&planned, &programs, &mut report)?;
-                self.mark(&report)?;
+                self.mark(&planned, &report)?;
                 place::hand_over(&self.work)?;
                 report.notes.push(format!(
                     "recovery runs when the server is started; it needs \"{path}\" until then"
@@ -491,7 +491,7 @@ impl Run<'_> {
                 self.leave_the_original_alone(&planned, &mut report)?;
                 self.write_settings(&planned.plan, Action::Pause, &programs, &mut report)?;
                 self.settle_configuration(&planned, &programs, &mut report)?;
-                self.mark(&report)?;
+                self.mark(&planned, &report)?;
                 place::hand_over(&self.work)?;
                 if start == Start::Yes {
                     // From now on `wal-get` works by itself.
@@ -533,7 +533,7 @@ impl Run<'_> {
                 // The next start is the operator's word to go on.
                 self.write_settings(&planned.plan, Action::Promote, &programs, &mut report)?;
                 self.settle_configuration(&planned, &programs, &mut report)?;
-                self.mark(&report)?;
+                self.mark(&planned, &report)?;
                 place::hand_over(&self.work)?;
                 report.notes.push(format!(
                     "the server stopped at the target: started again, it takes writes from there. \

@@ -960,6 +960,7 @@ mod tests {
             full_taken: None,
             target: None,
             phases: None,
+            backups: None,
         }
     }
 

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::{Failure, Inventory};
 use crate::job::{Job, Status};
 use crate::kind::{BackupType, Trigger};
+use crate::layout::FullDue;
 use crate::pgbackrest::command::TRIGGER_ANNOTATION;
 use crate::pgbackrest::exit::{self, Judgement, Verdict};
 use crate::pgbackrest::info::Backup;
@@ -58,8 +59,8 @@ pub enum Event {
         unfinished: Vec<Job>,
         /// pgBackRest's labels of all backups in the history.
         labels: BTreeSet<String>,
-        /// Since when a full backup is due, because the data directory was restored.
-        full_due_since: Option<DateTime<Utc>>,
+        /// The full backup that is due, because the data directory was restored.
+        full_due: Option<FullDue>,
     },
     /// Time passed.
     Tick,
@@ -257,8 +258,8 @@ pub struct State {
     last_failure: Option<Job>,
     /// The newest backup that pgBackRest reported as taken and did not list afterwards.
     unlisted: Option<Job>,
-    /// Since when a full backup is due, because the data directory was restored.
-    full_due_since: Option<DateTime<Utc>>,
+    /// The full backup that is due, because the data directory was restored.
+    full_due: Option<FullDue>,
     /// Why this server takes no backups at all, if so.
     aside: Option<Failure>,
     shutting_down: bool,
@@ -292,7 +293,7 @@ impl State {
             hold_until: now,
             last_failure: None,
             unlisted: None,
-            full_due_since: None,
+            full_due: None,
             aside: None,
             shutting_down: false,
             clock: now,
@@ -444,8 +445,8 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn take_in(&mut self, event: Event) {
         match event {
-            Event::Started { unfinished, labels, full_due_since } => {
-                self.state.full_due_since = full_due_since;
+            Event::Started { unfinished, labels, full_due } => {
+                self.state.full_due = full_due;
                 self.started(unfinished, labels);
             }
             Event::Tick => {}
@@ -794,7 +795,6 @@ impl Turn<'_> {
         }
         self.state.known_labels.extend(job.label.clone());
         if let Some(label) = job.label.clone().filter(|_| job.kind == BackupType::Full) {
-            // Whatever the clock says: it may have been set back since the restore.
             self.full_is_taken(label);
         }
         self.state.last_failure = None;
@@ -955,7 +955,7 @@ impl Turn<'_> {
     /// A restored server is on a timeline of its own: its next backup is to need nothing of the
     /// ones before.
     fn request_after_restore(&mut self) {
-        if self.state.full_due_since.is_some() && self.can_take_by_itself() {
+        if self.state.full_due.is_some() && self.can_take_by_itself() {
             self.request(BackupType::Full, Trigger::Startup);
         }
     }
@@ -980,19 +980,16 @@ impl Turn<'_> {
 
     /// Somebody may have taken the full backup by hand, or the worker died right after it.
     fn find_full_since_restore(&mut self) {
-        let Some(since) = self.state.full_due_since else { return };
+        let Some(due) = &self.state.full_due else { return };
         let Some(inventory) = &self.state.inventory else { return };
-        let taken = inventory.backups_of(self.state.system_id).find(|backup| {
-            // pgBackRest counts whole seconds.
-            backup.kind == BackupType::Full && backup.start_time.timestamp() >= since.timestamp()
-        });
+        let taken = inventory.backups_of(self.state.system_id).find(|it| due.is_met_by(it));
         if let Some(label) = taken.map(|backup| backup.label.clone()) {
             self.full_is_taken(label);
         }
     }
 
     fn full_is_taken(&mut self, label: String) {
-        if self.state.full_due_since.take().is_some() {
+        if self.state.full_due.take().is_some() {
             self.actions.push(Action::FullTaken(label));
         }
     }

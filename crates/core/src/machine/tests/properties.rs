@@ -153,7 +153,7 @@ proptest! {
         w.step(Event::PauseAsked(false));
         let healed = w.now;
         let has_base = |w: &World| w.state().inventory().is_some_and(|it| it.has_base(OURS));
-        let is_due = |w: &World| w.full_due_since.is_some() || !has_base(w);
+        let is_due = |w: &World| w.full_due.is_some() || !has_base(w);
         while w.is_looking() || w.is_running() || w.state().waiting().is_some() || is_due(&w) {
             // A backup that was removed before it was listed is reported, and no other one is taken for
             // it: the operator does what the hint says.

@@ -1247,7 +1247,7 @@ fn numbers_are_never_used_again() {
     let job = Job::new(50, Incr, Trigger::Manual, w.now);
     let (state, _) = step(
         State::new(OURS, Memory::default(), w.now),
-        Event::Started { unfinished: vec![job], labels: BTreeSet::new(), full_due_since: None },
+        Event::Started { unfinished: vec![job], labels: BTreeSet::new(), full_due: None },
         Present { now: w.now, growth: None },
         &w.settings,
     );
@@ -1274,7 +1274,7 @@ fn a_restored_server_takes_one_full_backup_however_often_it_starts() {
         let full = ["waiting", "running"].map(|word| format!("{job} full startup {word}"));
         let taken = [format!("start {job} full"), format!("{job} full startup succeeded")];
         assert_eq!(told[told.len() - 4..], [full, taken].concat(), "{told:?}");
-        assert_eq!(w.full_due_since, None, "it is remembered");
+        assert_eq!(w.full_due, None, "it is remembered");
         assert_eq!(w.reality.backups.len(), backups + 1);
         w.crash(minutes(1));
         w.pass(HOUR);
@@ -1298,17 +1298,17 @@ fn the_full_backup_after_a_restore_comes_as_soon_as_it_can() {
         let mut w = World::protected();
         w.now += HOUR;
         w.lose_history();
-        w.full_due_since = Some(w.now);
+        w.mark_as_restored();
         prevents(&mut w);
         w.crash(seconds(10));
         w.told();
         w.pass(HOUR);
         assert!(!w.told().iter().any(|it| it.starts_with("start")), "nothing can run");
-        assert!(w.full_due_since.is_some());
+        assert!(w.full_due.is_some());
         mends(&mut w);
         w.pass(minutes(2));
         w.settle();
-        assert_eq!(w.full_due_since, None);
+        assert_eq!(w.full_due, None);
         assert!(w.told().iter().any(|it| it.ends_with("full startup succeeded")));
     }
 }
@@ -1321,12 +1321,12 @@ fn a_full_backup_that_fails_after_a_restore_is_taken_later() {
         w.restore();
         w.end_look();
         w.end_job(end);
-        assert!(w.full_due_since.is_some());
+        assert!(w.full_due.is_some());
         // And though the server is started again meanwhile.
         w.crash(seconds(5));
         w.pass(minutes(20));
         w.settle();
-        assert_eq!(w.full_due_since, None, "{end:?}");
+        assert_eq!(w.full_due, None, "{end:?}");
         let taken = w.jobs.values().filter(|it| it.status == Succeeded && it.kind == Full);
         let triggers: Vec<Trigger> = taken.map(|it| it.trigger).collect();
         assert_eq!(triggers, [Trigger::MissingBase, Trigger::Startup], "{end:?}");
@@ -1338,13 +1338,13 @@ fn a_full_backup_since_the_restore_is_one_whoever_took_it() {
     // By hand, before the worker had looked.
     let mut w = World::protected();
     w.now += HOUR;
-    w.full_due_since = Some(w.now);
+    w.mark_as_restored();
     w.now += seconds(5);
     w.reality.add(Full, None, w.now);
     w.crash(seconds(5));
     w.settle();
     w.pass(HOUR);
-    assert_eq!(w.full_due_since, None);
+    assert_eq!(w.full_due, None);
     assert_eq!(w.reality.backups.len(), 2);
     // The worker died when it had been taken.
     let mut w = World::protected();
@@ -1356,14 +1356,16 @@ fn a_full_backup_since_the_restore_is_one_whoever_took_it() {
     w.reality.add(Full, Some(Trigger::Startup), w.now);
     w.crash(seconds(5));
     w.end_look();
-    assert_eq!(w.full_due_since, None);
-    // The clock was set back, and no backup looks as if it had been taken after the restore.
+    assert_eq!(w.full_due, None);
+    // The clock was set back, and the backup looks as if it had been taken before the restore.
     let mut w = World::protected();
-    w.full_due_since = Some(w.now + HOUR);
+    w.mark_as_restored();
+    w.now -= HOUR;
+    w.reality.add(Full, None, w.now);
     w.crash(seconds(5));
     w.settle();
     w.pass(minutes(30));
-    assert_eq!(w.full_due_since, None);
+    assert_eq!(w.full_due, None);
     assert_eq!(w.reality.backups.len(), 2);
     // An incremental one is none.
     let mut w = World::protected();

@@ -236,8 +236,8 @@ pub(crate) struct World {
     next_ticket: usize,
     highest_id: u64,
     told: Vec<String>,
-    /// Since when a full backup is due after a restore, as the marker says.
-    pub(crate) full_due_since: Option<DateTime<Utc>>,
+    /// The full backup that is due after a restore, as the marker says.
+    pub(crate) full_due: Option<FullDue>,
     /// Why the server takes no backups, if it takes none.
     pub(crate) aside: Option<Failure>,
 }
@@ -273,7 +273,7 @@ impl World {
             next_ticket: 0,
             highest_id: 0,
             told: Vec::new(),
-            full_due_since: None,
+            full_due: None,
             aside: None,
         };
         world.start();
@@ -331,8 +331,8 @@ impl World {
         self.state = Some(state.standing_aside(self.aside.clone()));
         let unfinished = self.jobs.values().filter(|job| !job.status.is_final()).cloned().collect();
         let labels = self.jobs.values().filter_map(|job| job.label.clone()).collect();
-        let full_due_since = self.full_due_since;
-        self.step(Event::Started { unfinished, labels, full_due_since });
+        let full_due = self.full_due.clone();
+        self.step(Event::Started { unfinished, labels, full_due });
     }
 
     /// The worker dies with its children, and is started again after `pause`.
@@ -342,11 +342,18 @@ impl World {
         self.start();
     }
 
+    /// A restore leaves its marker behind.
+    pub(crate) fn mark_as_restored(&mut self) {
+        let labels = self.reality.backups.iter().filter_map(|it| it["label"].as_str());
+        let before = Some(labels.map(str::to_string).collect());
+        self.full_due = Some(FullDue { timeline: 1, lsn: Lsn(0), before });
+    }
+
     /// The server is restored from a backup: nothing of the state directory comes back, and the
     /// worker finds the restore's marker.
     pub(crate) fn restore(&mut self) {
         self.lose_history();
-        self.full_due_since = Some(self.now);
+        self.mark_as_restored();
         self.crash(TimeDelta::seconds(10));
     }
 
@@ -521,7 +528,7 @@ impl World {
             Action::Remember(memory) => self.memory = memory,
             Action::FullTaken(label) => {
                 assert!(label.ends_with('F'), "{label}");
-                assert!(self.full_due_since.take().is_some(), "{label} is told once");
+                assert!(self.full_due.take().is_some(), "{label} is told once");
             }
         }
     }
