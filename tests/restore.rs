@@ -29,6 +29,39 @@ fn one_command_brings_a_lost_machine_back() {
     assert_eq!(restored.value("select timeline_id from pg_control_checkpoint()"), "2");
 }
 
+/// A restore to a target fetches one chain. What else the remote holds comes back and is listed without
+/// another backup, so the server is well as soon as its first one is off-site.
+#[test]
+fn what_a_restore_did_not_fetch_is_listed_again() {
+    let remote = Remote::new("listed", Kind::Local);
+    let original = shipping(Cluster::with_identity("listed"), &remote);
+    original.sql("create table t as select generate_series(1, 10) as i");
+    original.sql("select nrt_restore_point('before')");
+    let later = [back_up(&original, "full"), back_up(&original, "incr")];
+    wait_for_shipped(&original);
+    original.vanish();
+    let place = Place::new("listed-restored");
+    let place = Place { cluster: remote.configure(crate::protected::quiet(place.cluster)) };
+    place.cluster.write_settings();
+    let remote_arguments = from(&remote);
+    let arguments = [&["--target-name=before", "--original"], &texts(&remote_arguments)[..]];
+    let restored = place.restore(&arguments.concat());
+    let (code, text) = nrt_backup(&restored, &["takeover"]);
+    assert_eq!(code, 0, "{text}");
+    // The one that the server takes by itself, and the three of the original.
+    restored.wait_for("select count(*) from nrt.backups", "4", AGAIN);
+    for label in &later {
+        let listed = format!("select count(*) from nrt.backups where label = '{label}'");
+        assert_eq!(restored.value(&listed), "1");
+    }
+    all_well(&restored);
+    crate::offsite::wait_for_offsite(&restored, 4);
+    let taken = "select string_agg(trigger, ' ' order by job) from nrt.backup_history where \
+                 status = 'succeeded' and label > '2'";
+    assert!(restored.value(taken).ends_with("startup"), "nobody takes another one");
+    crate::protected::verify(&restored);
+}
+
 /// What is known of one row of the history: what an operator could have written down.
 #[derive(Debug, Clone)]
 struct Row {

@@ -5,15 +5,19 @@
 //! gone, and nobody could get back to them.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nrt_core::inventory::Failure;
 use nrt_core::layout;
 use nrt_core::pgbackrest::ini::{Integrity, integrity};
 use nrt_core::pgbackrest::names::valid_label;
-use nrt_process::files::write_atomically;
+use nrt_core::pgbackrest::{command, exit, label};
+use nrt_process::files::{read_json, write_atomically};
+use nrt_process::{allowed_in_zone, capture};
 use rustix::fs::{statvfs, syncfs};
 
 use super::archive::{is_archived_file, may_replace};
@@ -23,6 +27,10 @@ use nrt_remote::{Entry, Remote, failure};
 
 /// Per cent of the repository's disk that stay free.
 const FREE: u64 = 10;
+/// How long pgBackRest may take to list the backups, and to remove what the retention lets go.
+const LIMIT: Duration = Duration::from_secs(600);
+/// More than `expire` prints: a line for each directory that it removes.
+const LONGEST_ANSWER: usize = 16 << 20;
 /// Where WAL is while it is fetched, below the stanza's archive: on the same file system, and under
 /// a name that is no archive's. A file of the archive itself has its name only when it is whole:
 /// half a segment would pass for one that is to be sent.
@@ -109,6 +117,44 @@ pub(crate) fn run(
     }
     eprintln!("mirror: {} older backup(s) were brought back from the remote", labels.len());
     Ok(())
+}
+
+/// Has pgBackRest list the backups that are in the repository and not in its `backup.info`.
+///
+/// The first backup of a restored server takes those off the list that the restore did not fetch. Each
+/// `backup` and `expire` lists what is there again, and removes what the retention lets go.
+///
+/// # Errors
+///
+/// pgBackRest's words. A backup that runs holds the lock that `expire` wants.
+pub(crate) fn list_again(shared: &Shared) -> Result<(), Failure> {
+    let state = Path::new(&shared.plan.state);
+    let Some(tool) = read_json::<layout::Tool>(&state.join(layout::TOOL)) else { return Ok(()) };
+    let arguments = command::expire(&tool.config, &tool.stanza);
+    let arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
+    let environment = allowed_in_zone(std::env::vars_os(), label::UTC);
+    let program = Path::new(&tool.program);
+    let answer = capture(program, &arguments, &environment, LIMIT, LONGEST_ANSWER);
+    let answer = answer.map_err(|error| Failure {
+        message: format!("could not run \"{}\": {error}", tool.program),
+        hint: "Install pgBackRest again, or set nrt_backup.pgbackrest.".to_string(),
+    })?;
+    if answer.exit == Some(0) {
+        eprintln!("mirror: the backups that were brought back are listed again");
+        return Ok(());
+    }
+    let output = format!("{}{}", String::from_utf8_lossy(&answer.stdout), answer.stderr);
+    let verdict = exit::judge(answer.exit, answer.signal, &output);
+    Err(Failure {
+        message: format!(
+            "the backups that were brought back cannot be listed yet: {}",
+            verdict.message
+        ),
+        hint: verdict
+            .hint
+            .filter(|hint| !hint.is_empty())
+            .unwrap_or_else(|| "It is tried again.".to_string()),
+    })
 }
 
 /// Removes what an interrupted run has left, when there is none to go on with it.

@@ -20,6 +20,7 @@ use nrt_core::inventory::{Failure, Inventory};
 use nrt_core::kind::BackupType;
 use nrt_core::layout;
 use nrt_core::lsn::Segment;
+use nrt_core::offsite::expiry::NeededWal;
 use nrt_core::offsite::{Comparison, Superseded, expiry};
 use nrt_core::pgbackrest::archive::StoredName;
 use nrt_core::pgbackrest::backup_info::parse_backup_info;
@@ -93,6 +94,7 @@ pub(crate) fn run(
         mirrored: None,
         seen: None,
         deletions_due: true,
+        listed_again: BTreeSet::new(),
         described: None,
         next_xids: BTreeMap::new(),
         restore_points: restore_points::Kept::default(),
@@ -169,6 +171,8 @@ struct Mirror<'a> {
     seen: Option<[Stamp; 2]>,
     /// Something may have been expired since the last look.
     deletions_due: bool,
+    /// Backups that pgBackRest was asked to list, because they were brought back.
+    listed_again: BTreeSet<String>,
     /// When the files were changed by which the descriptions were written last.
     described: Option<[Option<SystemTime>; 2]>,
     /// The next transaction ids after backups that only the remote knows.
@@ -377,6 +381,18 @@ impl Mirror<'_> {
         }
         match unlisted_here.first() {
             None => Ok(()),
+            Some(label)
+                if !unlisted_here.is_subset(&self.listed_again)
+                    && bring_back::is_due(Path::new(&self.shared.plan.state)) =>
+            {
+                bring_back::list_again(self.shared)?;
+                let words = Failure {
+                    message: format!("backup {label} was brought back, and is listed again"),
+                    hint: "It goes away by itself.".to_string(),
+                };
+                self.listed_again = unlisted_here;
+                Err(words)
+            }
             Some(label) => Err(Failure {
                 message: format!(
                     "backup {label} is in the repository, and backup.info does not list it: the \
@@ -811,11 +827,11 @@ impl Mirror<'_> {
             .filter(|label| !expired.contains(label))
             .cloned()
             .collect();
-        let first_needed = self.first_needed(&kept);
-        if let Some(number) = first_needed {
-            self.shared.change(|state| state.expire_tail(number));
+        let needed = self.needed_wal(&kept);
+        if let Some((_, number)) = &needed {
+            self.shared.change(|state| state.expire_tail(*number));
         }
-        let wal = first_needed.map(|it| self.expired_wal(it)).unwrap_or_default();
+        let wal = needed.map(|(needed, _)| self.expired_wal(&needed)).unwrap_or_default();
         let stale: Vec<String> = self
             .there
             .descriptions
@@ -885,43 +901,31 @@ impl Mirror<'_> {
         self.shared.change(|state| drop(state.undeleted.insert("backups", (left, problem))));
     }
 
-    /// The number of the first segment that any of these backups needs. Where one is not known,
-    /// nothing of the WAL is deleted.
-    fn first_needed(&self, kept: &BTreeSet<String>) -> Option<u64> {
+    /// The WAL that these backups need, and the number of the first segment of this very cluster among
+    /// it. Where either is not known, nothing of the WAL is deleted.
+    fn needed_wal(&self, kept: &BTreeSet<String>) -> Option<(NeededWal, u64)> {
         let size = self.shared.plan.segment_size;
         let inventory = self.shared.read_inventory()?;
-        let backups: BTreeMap<&str, &Backup> = inventory
+        let all = &inventory.repository.as_ref().ok()?.info.backups;
+        let all: BTreeMap<&str, &Backup> = all.iter().map(|it| (it.label.as_str(), it)).collect();
+        let needed = NeededWal::of(kept.iter().map(|label| all.get(label.as_str()).copied()))?;
+        let ours = inventory
             .backups_of(self.shared.plan.system_id)
-            .map(|backup| (backup.label.as_str(), backup))
-            .collect();
-        let starts: Option<Vec<u64>> = kept
-            .iter()
-            .map(|label| {
-                let start = backups.get(label.as_str())?.archive_start.as_deref()?;
-                Some(Segment::parse(start, size)?.number)
-            })
-            .collect();
-        starts?.into_iter().min()
+            .filter(|backup| kept.contains(&backup.label));
+        let starts = ours.map(|it| Segment::parse(it.archive_start.as_deref()?, size));
+        let starts: Option<Vec<Segment>> = starts.collect();
+        Some((needed, starts?.iter().map(|segment| segment.number).min()?))
     }
 
-    /// Segments on the remote that are gone here, and that no backup needs: they lie before the first
-    /// one that is needed.
-    fn expired_wal(&self, first_needed: u64) -> Vec<(String, String)> {
-        let size = self.shared.plan.segment_size;
+    /// Segments on the remote that are gone here, and that no backup needs.
+    fn expired_wal(&self, needed: &NeededWal) -> Vec<(String, String)> {
         let root = self.shared.repository.join("archive").join(self.stanza());
         let there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
-        let ids: BTreeSet<String> =
-            there.keys().filter_map(|it| it.split('/').next()).map(str::to_string).collect();
-        let ours = newest_id(ids.iter());
         let mut expired = Vec::new();
         for (directory, names) in there.iter() {
-            if !ours.as_deref().is_some_and(|id| directory.starts_with(&format!("{id}/"))) {
-                continue;
-            }
+            let Some((id, _)) = directory.split_once('/') else { continue };
             for name in names {
-                let before = Segment::of_archived(name.split('-').next().unwrap_or(name), size)
-                    .is_some_and(|segment| segment.number < first_needed);
-                if before && !root.join(directory).join(name).exists() {
+                if needed.may_go(id, name) && !root.join(directory).join(name).exists() {
                     expired.push((directory.clone(), name.clone()));
                 }
             }
@@ -1021,9 +1025,12 @@ impl Mirror<'_> {
     fn delete_wal(&self, directory: &str, names: &[String]) -> Result<(), Failure> {
         let size = self.shared.plan.segment_size;
         let base = format!("repository/archive/{}/{directory}", self.stanza());
-        let all = {
+        let (all, is_newest) = {
             let there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
-            there.get(directory).is_some_and(|known| known.len() == names.len())
+            let id = |directory: &str| directory.split('/').next().map(str::to_string);
+            let ids: BTreeSet<String> = there.keys().filter_map(|it| id(it)).collect();
+            let all = there.get(directory).is_some_and(|known| known.len() == names.len());
+            (all, newest_id(ids.iter()) == id(directory))
         };
         let gone = || {
             let mut there = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
@@ -1035,11 +1042,14 @@ impl Mirror<'_> {
                     there.remove(directory);
                 }
             }
-            self.shared.change(|state| {
-                for segment in names.iter().filter_map(|name| segment_of(name, size)) {
-                    state.coverage.forget_archived(segment);
-                }
-            });
+            // A segment of a former database may have the name of one of this one.
+            if is_newest {
+                self.shared.change(|state| {
+                    for segment in names.iter().filter_map(|name| segment_of(name, size)) {
+                        state.coverage.forget_archived(segment);
+                    }
+                });
+            }
         };
         let deleted = if all {
             self.remote.purge(&base)

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::kind::BackupType;
+use crate::pgbackrest::info::Backup;
 use crate::pgbackrest::own;
 
 /// A backup on the remote, or one that is about to be there.
@@ -115,6 +116,47 @@ pub fn expirable(held: &[Held], retention: Retention, now: DateTime<Utc>) -> BTr
     }
     keep_what_is_needed(held, &mut may_go);
     may_go
+}
+
+/// The first archived segment that backups need, for each of the stanza's databases: `15-1` is the
+/// archive of the database 1, and an upgrade of PostgreSQL adds another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeededWal(BTreeMap<u32, u64>);
+
+impl NeededWal {
+    /// Of these backups. `None` where one is unknown, or does not say which WAL it needs: any segment
+    /// may be needed then.
+    pub fn of<'a>(kept: impl Iterator<Item = Option<&'a Backup>>) -> Option<NeededWal> {
+        let mut needed = BTreeMap::new();
+        for backup in kept {
+            let backup = backup?;
+            let start = position(backup.archive_start.as_deref()?)?;
+            let first = needed.entry(backup.database_id).or_insert(start);
+            *first = start.min(*first);
+        }
+        (!needed.is_empty()).then_some(NeededWal(needed))
+    }
+
+    /// Whether no backup needs this file of the archive `id`. A file that is no segment may not go.
+    ///
+    /// A database without a backup needs its WAL if it is the newest: its first backup may be on its
+    /// way.
+    pub fn may_go(&self, id: &str, file: &str) -> bool {
+        let database = id.rsplit_once('-').and_then(|(_, number)| number.parse().ok());
+        let (Some(database), Some(segment)) = (database, position(file)) else { return false };
+        match self.0.get(&database) {
+            Some(first) => segment < *first,
+            None => self.0.keys().any(|other| *other > database),
+        }
+    }
+}
+
+/// What a segment's name says without its timeline. It grows with the position in the WAL, whatever
+/// size the segments have.
+fn position(file: &str) -> Option<u64> {
+    let name = file.get(..24).filter(|it| it.bytes().all(|it| it.is_ascii_hexdigit()))?;
+    let is_whole = file[24..].chars().next().is_none_or(|next| next == '-' || next == '.');
+    if is_whole { u64::from_str_radix(&name[8..], 16).ok() } else { None }
 }
 
 /// How much later than its name says a place below `superseded/` is taken to have been made: the
@@ -368,6 +410,55 @@ mod tests {
         ];
         (full, prop::option::of(1..5_usize))
             .prop_map(|(full, differential)| Retention { full, differential })
+    }
+
+    /// A backup of a database of the stanza that needs WAL from a segment on.
+    fn needing(database: u32, start: Option<&str>) -> Backup {
+        let start = start.map_or("null".to_string(), |it| format!("\"{it}\""));
+        let text = format!(
+            r#"[{{"name":"main","status":{{"code":0,"message":"ok"}},"db":[],"archive":[],"backup":[{{
+            "label":"20261122-010203F","type":"full","timestamp":{{"start":1,"stop":2}},
+            "archive":{{"start":{start},"stop":{start}}},"database":{{"id":{database},"repo-key":1}},
+            "info":{{"size":1,"delta":1,"repository":{{"delta":1}}}}}}]}}]"#
+        );
+        let info = crate::pgbackrest::info::parse_info(&text, "main").expect("it is read");
+        info.backups.into_iter().next().expect("one")
+    }
+
+    #[test]
+    fn wal_of_a_former_database_goes_with_its_last_backup() {
+        const HASH: &str = "0123456789012345678901234567890123456789.zst";
+        let old = needing(1, Some("000000030000000100000005"));
+        let new = needing(2, Some("000000010000000100000009"));
+        let file = |name: &str| format!("{name}-{HASH}");
+        let both = NeededWal::of([Some(&old), Some(&new)].into_iter()).expect("known");
+        for (id, segment, may_go) in [
+            ("15-1", "000000020000000100000004", true),
+            ("15-1", "000000030000000100000005", false),
+            ("15-1", "000000010000000100000005", false),
+            ("15-1", "000000030000000200000000", false),
+            ("17-2", "000000010000000100000008", true),
+            ("17-2", "000000010000000100000009", false),
+            // The next one has no backup yet.
+            ("18-3", "000000010000000000000001", false),
+            ("nonsense", "000000010000000000000001", false),
+        ] {
+            assert_eq!(both.may_go(id, &file(segment)), may_go, "{id} {segment}");
+        }
+        let newest = NeededWal::of([Some(&new)].into_iter()).expect("known");
+        assert!(newest.may_go("15-1", &file("000000030000000200000000")));
+        let label = "000000030000000200000000.00000028.backup";
+        assert!(newest.may_go("15-1", label), "it goes with its segment");
+        for name in ["00000003.history", "0000000300000002000000001-x", "archive.info", ""] {
+            assert!(!newest.may_go("15-1", name), "{name}");
+        }
+        let oldest = NeededWal::of([Some(&old)].into_iter()).expect("known");
+        assert!(!oldest.may_go("17-2", &file("000000010000000100000009")));
+        // Where something is unknown, everything may be needed.
+        let unknown = needing(2, None);
+        assert_eq!(NeededWal::of([Some(&old), None].into_iter()), None);
+        assert_eq!(NeededWal::of([Some(&old), Some(&unknown)].into_iter()), None);
+        assert_eq!(NeededWal::of(std::iter::empty()), None);
     }
 
     proptest! {
