@@ -5,12 +5,13 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 
 use nrt_core::options::{self, Kind, Opt, Unit};
+use nrt_core::pgbackrest::stanza;
 use nrt_core::settings::Settings;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::pgrx_extern_c_guard;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
-use crate::postgres;
+use crate::{postgres, state_directory};
 
 /// Where PostgreSQL keeps the value of a setting.
 enum Storage {
@@ -156,5 +157,11 @@ pub(crate) fn value_of(option: &'static Opt) -> String {
 /// The settings in force.
 pub(crate) fn current() -> Settings {
     let server_zone = postgres::config_option(c"timezone").unwrap_or_default();
-    Settings::read(value_of, &server_zone)
+    let settings = Settings::read(value_of, &server_zone);
+    // The look chooses, and archive_command archives there already.
+    let chosen = settings.stanza.is_empty().then(state_directory::own_tool).flatten();
+    match chosen.filter(|it| stanza::is_chosen(&it.stanza, postgres::system_identifier())) {
+        Some(tool) => settings.with_stanza(&tool.stanza),
+        None => settings,
+    }
 }

@@ -16,7 +16,8 @@ const OF_THE_ORIGINAL: [(&str, &str); 20] = [
     ("POSTGRES_USER", "postgres"),
     ("POSTGRES_PASSWORD", ""),
     ("POSTGRES_DB", "POSTGRES_USER"),
-    ("PGBACKREST_STANZA", "main"),
+    // Which is main, unless another cluster has that one.
+    ("PGBACKREST_STANZA", ""),
     ("BACKUP_RETENTION_DAYS", "3"),
     ("BASE_BACKUP_SCHEDULE", "0 3 * * *"),
     ("INCREMENTAL_BACKUP_SCHEDULE", "0 */6 * * *"),

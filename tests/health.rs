@@ -7,10 +7,12 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::offsite::{shipping, wait_for_shipped};
 use crate::protected::{
     SOON, archive_segment, history, protected, quiet, started, wait_for_backups, wait_for_health,
 };
-use nrt_tests::{Cluster, Shutdown, SqlError, is_root, kill, wait_until};
+use crate::restoring::{Place, ended, of};
+use nrt_tests::{Cluster, Kind, Remote, Shutdown, SqlError, is_root, kill, wait_until};
 use rustix::fs::statvfs;
 use rustix::process::Signal;
 
@@ -158,11 +160,53 @@ fn pgbackrest_missing_or_too_old_or_something_else() {
     assert_eq!(alive(&cluster), before);
 }
 
+/// Two clusters on one machine, with nothing set but the remote: each is protected and comes back.
+#[test]
+fn a_second_cluster_has_a_stanza_of_its_own_by_default() {
+    let remote = Remote::new("two", Kind::Local);
+    let first = shipping(Cluster::with_identity("two-first"), &remote);
+    first.sql("create table t as select 'first' as whose");
+    let repository = first.repository().display().to_string();
+    let second =
+        quiet(Cluster::with_identity("two-second")).setting("nrt_backup.repository", &repository);
+    let second = crate::offsite::started(second, &remote);
+    let identifier = second.value("select system_identifier from pg_control_system()");
+    let own = format!("main-{identifier}");
+    let effect = "select effect from nrt.settings where name = 'nrt_backup.stanza'";
+    assert_eq!(first.value(effect), "\"main\"");
+    assert_eq!(second.value(effect), format!("\"{own}\""));
+    second.sql("create table t as select 'second' as whose");
+    for cluster in [&first, &second] {
+        crate::offsite::wait_for_offsite(cluster, 1);
+        wait_for_shipped(cluster);
+        crate::offsite::all_well(cluster);
+    }
+    // It stays, also when the first one's is gone, and a restart finds it again.
+    second.stop(Shutdown::Fast);
+    second.start();
+    second.sql("select nrt_check()");
+    assert_eq!(second.value(effect), format!("\"{own}\""));
+    assert_eq!(second.value("select count(*) from nrt.backups"), "1");
+    // Its own plan does not ask which stanza is meant.
+    let (code, text) = ended(of(&second, "plan", &[]).output().expect("it is installed"));
+    assert_eq!(code, 0, "{text}");
+    wait_for_shipped(&second);
+    for (cluster, name, whose) in [(&first, "main", "first"), (&second, own.as_str(), "second")] {
+        cluster.vanish();
+        let place = Place::new(&format!("two-{whose}-back"));
+        let config = format!("--rclone-config={}", remote.config().display());
+        let there = format!("--remote={}", remote.place(name));
+        let restored = place.restore(&[&config, &there]);
+        assert_eq!(restored.value("select whose from t"), whose);
+    }
+}
+
 #[test]
 fn a_stanza_of_another_cluster_is_neither_used_nor_changed() {
     let first = protected("first");
     let second = to_be_broken(quiet(Cluster::with_identity("second")))
         .setting("nrt_backup.repository", &first.repository().display().to_string())
+        .setting("nrt_backup.stanza", "main")
         .started();
     second.sql("create extension nrt_backup");
     let before = alive(&second);

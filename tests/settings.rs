@@ -14,7 +14,6 @@ const REFUSED: &[(&str, &[(&str, &str)])] = &[
     (
         "stanza",
         &[
-            ("", "is empty"),
             ("two words", "' ' is not allowed"),
             ("../outside", "'/' is not allowed"),
             ("-option", "must begin with"),
@@ -67,7 +66,6 @@ const REFUSED: &[(&str, &[(&str, &str)])] = &[
     (
         "wal_growth_threshold",
         &[
-            ("", "is empty"),
             ("0", "more than 0"),
             ("-1MB", "is negative"),
             ("1 parsec", "\"parsec\" is not a unit"),

@@ -13,9 +13,10 @@ SELECT count(*) AS not_the_servers
 FROM nrt.settings n FULL JOIN pg_settings s ON s.name = n.name
 WHERE (n.name IS NOT NULL OR s.name LIKE 'nrt\_backup.%')
   AND (n.value, n.unit, n.source, n.help) IS DISTINCT FROM (s.setting, s.unit, s.source, s.short_desc);
--- What depends on neither the time nor the machine.
+-- What depends on neither the time nor the machine, nor on whether the first look has ended.
 SELECT name, effect FROM nrt.settings
-WHERE effect NOT LIKE 'next at %' AND effect NOT LIKE '% cores' AND name <> 'nrt_backup.timezone';
+WHERE effect NOT LIKE 'next at %' AND effect NOT LIKE '% cores'
+  AND name NOT IN ('nrt_backup.timezone', 'nrt_backup.stanza', 'nrt_backup.name');
 
 -- None can be changed within a session, and no other name is taken.
 SET nrt_backup.stanza = 'other';

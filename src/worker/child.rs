@@ -15,13 +15,14 @@ use nrt_core::layout::{self, Tool};
 use nrt_core::look::{Plan, Server};
 use nrt_core::machine::Exit;
 use nrt_core::offsite;
+use nrt_core::options;
 use nrt_core::pgbackrest::{command, label, progress};
 use nrt_core::restore::drill::Order;
 use nrt_core::settings::Settings;
 use nrt_process::{Leashed, Spec, allowed, allowed_for_rclone, allowed_in_zone, files};
 
 use crate::postgres::{self, wal};
-use crate::{archiving, state_directory};
+use crate::{archiving, settings, state_directory};
 
 /// Between SIGTERM and SIGKILL. pgBackRest ends within 20 ms when its whole group is told to.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -68,7 +69,9 @@ pub(crate) fn look(
     let by_pgbackrest = matches!(archiving.by, Archiver::Ours | Archiver::PgBackRest);
     let timeline = wal::flushed().map(|(timeline, _)| timeline);
     let timeline = timeline.filter(|_| archiving.mode_on && by_pgbackrest);
-    let plan = Plan::new(server, settings, thorough, timeline);
+    let stanza = settings::value_of(&options::STANZA);
+    let system_id = postgres::system_identifier();
+    let plan = Plan::new(server, settings, stanza, system_id, thorough, timeline);
     let plan = serde_json::to_string(&plan).map_err(|error| Failure {
         message: format!("could not describe the look: {error}"),
         hint: "Look for characters that are not UTF-8 in the settings' paths.".to_string(),

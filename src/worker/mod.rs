@@ -203,7 +203,10 @@ impl Worker {
             command_line: CommandLine::default(),
             next_xid: None,
         };
-        log!("nrt_backup worker started for stanza \"{}\"", worker.settings.stanza);
+        match worker.settings.stanza.as_str() {
+            "" => log!("nrt_backup worker started"),
+            stanza => log!("nrt_backup worker started for stanza \"{stanza}\""),
+        }
         worker.ship.configure(&worker.server, &worker.settings);
         worker.limit_archiving();
         let full_due = state_directory::restored().and_then(|it| it.full_due());
@@ -324,6 +327,12 @@ impl Worker {
         }
         if let Some(exit) = child::ended(&mut self.look) {
             let result = child::look_result(&exit);
+            // Where the operator names no stanza, the look chooses it.
+            let settings = settings::current();
+            if settings.stanza != self.settings.stanza {
+                self.settings = settings;
+                self.ship.configure(&self.server, &self.settings);
+            }
             if let Ok(inventory) = &result {
                 let system_id = postgres::system_identifier();
                 self.rebase(inventory.last_stop(system_id));
@@ -577,7 +586,7 @@ impl Worker {
             wal_monitor_interval: settings.wal_monitor_interval,
             next_look: state.next_tick(),
             backups_paused: state.is_paused(),
-            remote: ship.remote().ok().flatten().cloned(),
+            remote: ship.remote().ok().flatten().filter(|it| !it.stanza.is_empty()).cloned(),
         });
     }
 

@@ -109,7 +109,8 @@ impl Ship {
     /// Starts and stops the child, so that what runs is what is wanted.
     pub(super) fn settle(&mut self) {
         self.reap();
-        let wanted = self.plan.as_ref().filter(|_| !self.paused);
+        // Before the stanza is chosen it is not known which place there is this cluster's.
+        let wanted = self.plan.as_ref().filter(|it| !self.paused && !it.stanza.is_empty());
         match (&mut self.running, wanted) {
             (Some(running), wanted)
                 if wanted != Some(&running.plan) || running.told_to_stop.is_some() =>

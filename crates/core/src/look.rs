@@ -22,8 +22,11 @@ pub struct Plan {
     pub user: String,
     /// Bytes of a WAL segment.
     pub segment_size: u64,
-    /// pgBackRest's name for the cluster.
+    /// pgBackRest's name for the cluster; empty if the look is to choose it.
     pub stanza: String,
+    /// The cluster's system identifier.
+    #[serde(default)]
+    pub system_id: u64,
     /// The pgBackRest program, a name or a path.
     pub pgbackrest: String,
     /// The operator's own configuration; one is generated without it.
@@ -68,10 +71,12 @@ pub struct Server {
 }
 
 impl Plan {
-    /// What a look at `server` under `settings` needs to know.
+    /// What a look at `server` under `settings` needs to know. `stanza` is what the operator names.
     pub fn new(
         server: &Server,
         settings: &Settings,
+        stanza: String,
+        system_id: u64,
         thorough: bool,
         archived_timeline: Option<u32>,
     ) -> Plan {
@@ -82,7 +87,8 @@ impl Plan {
             socket_directory: server.socket_directory.clone(),
             user: server.superuser.clone(),
             segment_size: server.segment_size,
-            stanza: settings.stanza.clone(),
+            stanza,
+            system_id,
             pgbackrest: settings.pgbackrest.clone(),
             own_config: settings.pgbackrest_config.clone(),
             repository: settings.repository.clone(),

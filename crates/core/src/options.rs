@@ -156,8 +156,8 @@ pub static STANZA: Opt = Opt {
     check: stanza_name,
     ..option(
         c"nrt_backup.stanza",
-        c"main",
-        c"pgBackRest's name for this cluster in the repository.",
+        c"",
+        c"pgBackRest's name for this cluster in the repository; empty for main, or main-SYSTEM_ID where another cluster has that one.",
     )
 };
 
@@ -595,6 +595,9 @@ fn anything(_: &str) -> Result<(), String> {
 }
 
 fn stanza_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Ok(());
+    }
     // As the start of a sentence: it stands alone here.
     valid_stanza_name(name).map_err(|reason| format!("For a stanza, {reason}."))
 }
@@ -795,7 +798,7 @@ mod tests {
     fn refuses_what_could_break_out_of_a_configuration_file() {
         let long = "select 1 ".repeat(2000);
         let bad: [(&Opt, &[&str]); 17] = [
-            (&STANZA, &["", "a b", "../x", "-x", "a\nb", "a/b"]),
+            (&STANZA, &["a b", "../x", "-x", "a\nb", "a/b"]),
             (&FULL_SCHEDULE, &["0 3 * *", "61 * * * *", "0 0 3 * * *", "daily"]),
             (&WAL_GROWTH_THRESHOLD, &["", "0", "-1MB", "1 parsec", "MB"]),
             (&REPOSITORY, &["", "relative", "/a\nrepo2-path=/b"]),

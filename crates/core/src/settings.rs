@@ -6,6 +6,7 @@ use chrono_tz::Tz;
 use crate::crontab::{self, Crontab};
 use crate::kind::BackupType;
 use crate::options::{self, Opt};
+use crate::pgbackrest::stanza;
 use crate::size;
 
 /// The settings in force, checked and converted.
@@ -156,9 +157,21 @@ impl Settings {
         }
     }
 
-    /// The defaults, in UTC.
+    /// The same for a server whose stanza was chosen: where the operator names none, it is this one,
+    /// and the name off-site follows it.
+    #[must_use]
+    pub fn with_stanza(mut self, chosen: &str) -> Settings {
+        for name in [&mut self.stanza, &mut self.name] {
+            if name.is_empty() {
+                *name = chosen.to_string();
+            }
+        }
+        self
+    }
+
+    /// The defaults, in UTC, of the first cluster of a repository.
     pub fn defaults() -> Settings {
-        Settings::read(|option| option.default().to_string(), "UTC")
+        Settings::read(|option| option.default().to_string(), "UTC").with_stanza(stanza::DEFAULT)
     }
 
     /// The schedule of one type of backup.
@@ -227,6 +240,11 @@ impl Settings {
             || is(&options::MAX_DRILL_AGE) && self.max_drill_age == 0
         {
             "not checked".to_string()
+        } else if is(&options::STANZA) && self.stanza.is_empty() {
+            "not chosen yet".to_string()
+        } else if is(&options::STANZA) || is(&options::NAME) && !self.name.is_empty() {
+            let name = if is(&options::STANZA) { &self.stanza } else { &self.name };
+            format!("\"{name}\"")
         } else if is(&options::WAL_MONITOR) && !self.wal_monitor {
             "WAL growth starts no backup".to_string()
         } else {
@@ -281,7 +299,7 @@ mod tests {
         };
         let crontab = |line| Some(Crontab::parse(line).expect("a crontab line"));
         type Case = (&'static Opt, fn(&mut Settings), &'static str);
-        let cases: [Case; 22] = [
+        let cases: [Case; 24] = [
             (&options::FULL_SCHEDULE, |_| (), "next at 2026-03-29 03:00 UTC"),
             (&options::INCREMENTAL_SCHEDULE, |_| (), "next at 2026-03-29 00:00 UTC"),
             (&options::DIFFERENTIAL_SCHEDULE, |_| (), "never"),
@@ -312,7 +330,9 @@ mod tests {
             (&options::DRILL_SCHEDULE, |_| (), "never"),
             (&options::WAL_MONITOR, |_| (), "as set"),
             (&options::WAL_MONITOR, |it| it.wal_monitor = false, "WAL growth starts no backup"),
-            (&options::STANZA, |_| (), "as set"),
+            (&options::STANZA, |_| (), "\"main\""),
+            (&options::NAME, |it| it.name = "shop".to_string(), "\"shop\""),
+            (&options::STANZA, |it| it.stanza.clear(), "not chosen yet"),
         ];
         for (option, change, expected) in cases {
             assert_eq!(effect(change, option), expected, "{}", option.name());

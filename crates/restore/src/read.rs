@@ -286,6 +286,7 @@ mod tests {
             kind: Kind::Directory(root.path().join("repository")),
             own_config: None,
             pgbackrest: "pgbackrest".into(),
+            stanza: None,
         };
         let source = Source::open(place, &work).expect("opened");
         let backup: Backup = serde_json::from_value(serde_json::json!({

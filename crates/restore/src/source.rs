@@ -47,6 +47,9 @@ pub struct Place {
     pub own_config: Option<PathBuf>,
     /// The pgBackRest program.
     pub pgbackrest: PathBuf,
+    /// The stanza of the server whose place it is, where several are there and none is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stanza: Option<String>,
 }
 
 impl Place {
@@ -62,7 +65,8 @@ impl Place {
             None => Kind::Own,
         };
         let own_config = own.then(|| config.into());
-        Some(Place { kind, own_config, pgbackrest: PathBuf::from(program) })
+        let pgbackrest = PathBuf::from(program);
+        Some(Place { kind, own_config, pgbackrest, stanza: Some(stanza) })
     }
 
     /// The remote's place in the settings of shipping: for a drill.
@@ -79,6 +83,7 @@ impl Place {
             },
             own_config: plan.own_config.clone().map(PathBuf::from),
             pgbackrest: pgbackrest.to_path_buf(),
+            stanza: Some(plan.stanza.clone()),
         }
     }
 }
@@ -359,6 +364,9 @@ impl Source {
                 ));
             }
             (None, [only]) => only.clone(),
+            (None, _) if self.place.stanza.as_ref().is_some_and(|it| found.contains(it)) => {
+                self.place.stanza.clone().unwrap_or_default()
+            }
             (Some(asked), _) if found.iter().any(|it| it == asked) => asked.to_string(),
             (Some(asked), _) => {
                 return Err(Refusal::new(

@@ -20,9 +20,10 @@ use nrt_core::look::Plan;
 use nrt_core::lsn::Lsn;
 use nrt_core::offsite::tail::{history_name, parse_history};
 use nrt_core::pgbackrest::config::{self, BadConfig, ConfigInput};
+use nrt_core::pgbackrest::stanza::{self, Holder};
 use nrt_core::pgbackrest::version::{MINIMUM, Version};
 use nrt_core::pgbackrest::{archive, command, exit, info, label, own};
-use nrt_process::files::write_atomically;
+use nrt_process::files::{read_json, write_atomically};
 use nrt_process::identity;
 use nrt_process::{allowed_in_zone, capture};
 use rustix::fs::statvfs;
@@ -59,12 +60,38 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 fn look(plan: &str) -> anyhow::Result<()> {
-    let plan: Plan = serde_json::from_str(plan).context("read the plan")?;
+    let mut plan: Plan = serde_json::from_str(plan).context("read the plan")?;
+    if plan.stanza.is_empty() {
+        plan.stanza = chosen_stanza(&plan);
+    }
     let environment = allowed_in_zone(std::env::vars_os(), label::UTC);
     let look = Look { environment, state: plan.state.clone().into(), plan };
     let inventory = look.inventory()?;
     look.write(layout::INVENTORY, &serde_json::to_vec(&inventory)?)?;
     Ok(())
+}
+
+/// The stanza of this cluster, where the operator names none.
+fn chosen_stanza(plan: &Plan) -> String {
+    if plan.own_config.is_some() {
+        return stanza::DEFAULT.to_string();
+    }
+    let state = Path::new(&plan.state);
+    let own = identity::own(state).ok().flatten();
+    let before: Option<Tool> = read_json(&state.join(layout::TOOL));
+    let before = before.filter(|it| own.is_some() && it.instance == own).map(|it| it.stanza);
+    stanza::choose(plan.system_id, before.as_deref(), |name| {
+        let info = |kind: &str| {
+            let directory = Path::new(&plan.repository).join(kind).join(name);
+            let file = |end: &str| fs::read(directory.join(format!("{kind}.info{end}"))).ok();
+            // One of the two may be replaced just now.
+            file("").filter(|it| !it.is_empty()).or_else(|| file(".copy"))
+        };
+        match info("archive").or_else(|| info("backup")) {
+            Some(text) => Holder::of(&String::from_utf8_lossy(&text), plan.system_id),
+            None => Holder::Nobody,
+        }
+    })
 }
 
 struct Look {
@@ -505,6 +532,7 @@ mod tests {
             user: "postgres".to_string(),
             segment_size: 16 << 20,
             stanza: "main".to_string(),
+            system_id: 1,
             pgbackrest: "pgbackrest".to_string(),
             own_config: None,
             repository: text("repository"),

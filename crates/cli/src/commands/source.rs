@@ -101,6 +101,7 @@ impl From {
             kind,
             own_config: self.pgbackrest_config.clone(),
             pgbackrest: self.pgbackrest.clone(),
+            stanza: None,
         };
         if let Some(repository) = &self.repository {
             return Ok(place(Kind::Directory(whole(repository)?)));

@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod names;
 pub mod own;
 pub mod progress;
+pub mod stanza;
 pub mod version;
 
 #[cfg(test)]
