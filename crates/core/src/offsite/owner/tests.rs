@@ -316,9 +316,12 @@ proptest! {
     }
 
     /// The disk is put back to an earlier state and the machine started: what the remote says since
-    /// then was not promised, and the life before is another one's.
+    /// then was not promised, and the life before is another one's. That life has given a heartbeat: one
+    /// that was copied right after a heartbeat reads the file 15 s later, and writes in the next step.
     #[test]
-    fn a_rolled_back_disk_is_another_instance(copied_at in 20_u64..200, life in 16_u64..200) {
+    fn a_rolled_back_disk_is_another_instance(
+        copied_at in 20_u64..200, life in BEAT_SECONDS + 2..200,
+    ) {
         let mut remote = None;
         let mut machine = Machine::new("one", "run");
         let mut snapshot = None;
