@@ -289,6 +289,6 @@ mod tests {
         }
         words.sort();
         words.dedup();
-        assert_eq!(words.len(), 7 + 7 + 2 + 3 + 5, "{words:?}");
+        assert_eq!(words.len(), 8 + 8 + 2 + 3 + 5, "{words:?}");
     }
 }
