@@ -10,6 +10,7 @@ use crate::offsite::{
     wait_for_shipped,
 };
 use crate::protected::{SOON, archive_segment, quiet, wait_for_backups, wait_for_health};
+use nrt_core::lsn::Lsn;
 use nrt_tests::{Cluster, Kind, Process, Remote, Shutdown, SqlError, is_root, kill, wait_until};
 use rustix::process::Signal;
 
@@ -448,4 +449,43 @@ fn what_cannot_be_restored_from_is_said() {
     cluster.stop(Shutdown::Fast);
     let (code, text) = nrt_backup(&cluster, &["drill"]);
     assert!(code == 2 && text.contains("the server does not run"), "{code}: {text}");
+}
+
+/// A drill reaches what a restore would reach: a hole in the WAL is a failure of it, in the same words.
+#[test]
+fn a_drill_over_a_hole_fails_as_a_restore_would() {
+    let remote = Remote::new("hole", Kind::Local);
+    let cluster = shipping(Cluster::with_identity("drill-hole"), &remote);
+    cluster.allow("nrt_backup drill");
+    let segments: Vec<String> = (0..3).map(|_| archive_segment(&cluster)).collect();
+    wait_for_shipped(&cluster);
+    let is_there =
+        |segment: &String| remote.list(NAME).iter().any(|it| it.contains(&format!("/{segment}-")));
+    wait_until("the segments are archived there", SOON, || segments.iter().all(is_there));
+    let end: Lsn = cluster.value("select shipped_lsn from nrt.status").parse().expect("an LSN");
+    // A hole behind the last promise would be the end of the WAL.
+    let promised = || owner_of(&remote).shipped.is_some_and(|it| it.flushed >= end);
+    wait_until("it is promised", SOON, promised);
+    let there = remote.files(NAME).join("repository/archive/main");
+    for archive in [&there, &cluster.repository().join("archive/main")] {
+        let files = contents(archive).into_keys().filter(|path| path.contains(&segments[1]));
+        let files: Vec<String> = files.collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        fs::remove_file(archive.join(&files[0])).expect("it is there");
+    }
+    let message = failure(&cluster);
+    assert!(message.contains("WAL is missing from"), "{message}");
+    let words = message.split("WAL is missing from").nth(1).expect("it is there");
+    let range: String = words.chars().take_while(|it| *it != ',').collect();
+    let remote_arguments = crate::restoring::from(&remote);
+    let arguments = crate::restoring::texts(&remote_arguments);
+    let place = crate::restoring::Place::new("hole-restored");
+    let (code, text) = place.run("plan", &[&arguments[..], &["--latest"]].concat());
+    assert!(code == 1 && text.contains(&range), "{code}: {text}, not {range}");
+    assert_eq!(newest(&cluster, "status"), "failed");
+    // A backup behind it ends that.
+    cluster.sql("select nrt_backup_now('full')");
+    wait_for_offsite(&cluster, 2);
+    wait_for_shipped(&cluster);
+    drill_now(&cluster).expect("nothing is missing behind the new backup");
 }

@@ -8,7 +8,7 @@ use crate::offsite::{
     AGAIN, NAME, all_well, contents, copied, kill_shipping, nrt_backup, shipping, wait_for_offsite,
     wait_for_shipped,
 };
-use crate::protected::{verify, wait_for_health};
+use crate::protected::{archive_segment, own_configuration, quiet, verify, wait_for_health};
 use crate::restoring::{Place, back_up, from, texts};
 use nrt_core::pgbackrest::ini::{Integrity, integrity};
 use nrt_tests::{Cluster, Kind, Remote, inspect, wait_until};
@@ -134,5 +134,43 @@ fn damage_in_the_repository_never_reaches_the_remote_and_is_repaired_from_it() {
         let restored = [&texts(&arguments)[..], &["--original"]].concat();
         let restored = if missing { place.restore(&restored) } else { continue };
         assert_eq!(restored.value("select count(*) from t"), "1001");
+    }
+}
+
+/// Where pgBackRest encrypts the repository, nobody can prove which side is right. The remote's stays.
+#[test]
+fn damage_in_an_encrypted_repository_never_reaches_the_remote() {
+    let remote = Remote::new("cipher-damage", Kind::Local);
+    let cluster = quiet(Cluster::with_identity("cipher-damage"));
+    let cipher = "repo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=not-to-be-guessed";
+    own_configuration(
+        &cluster,
+        &cluster.repository(),
+        &format!("{cipher}\nrepo1-bundle=y\nexclude=nrt_backup/"),
+    );
+    let cluster = shipping(cluster, &remote);
+    cluster.sql("create table t as select generate_series(1, 1000) as i");
+    let full = back_up(&cluster, "full");
+    archive_segment(&cluster);
+    wait_for_offsite(&cluster, 2);
+    let there = remote.files(NAME).join("repository/backup/main");
+    let here = |path: &str| cluster.repository().join("backup/main").join(path);
+    let whole = contents(&there);
+    for path in [format!("{full}/bundle/1"), format!("{full}/backup.manifest")] {
+        let right = read(&here(&path));
+        cut(&here(&path), right.len() as u64 / 2);
+        for arguments in [&["check"][..], &["check", "--repair"]] {
+            let (code, text) = nrt_backup(&cluster, arguments);
+            assert!(code == 2 && text.contains(&path), "{code}: {text}");
+            assert!(text.contains("nothing tells which one is"), "{text}");
+            assert!(contents(&there) == whole, "{path}: something was changed on the remote");
+        }
+        kill_shipping(&cluster);
+        archive_segment(&cluster);
+        wait_for_shipped(&cluster);
+        assert!(contents(&there) == whole, "{path}: something was changed on the remote");
+        let message = wait_for_health(&cluster, "mirror", "critical");
+        assert!(message.contains(&path), "{message}");
+        fs::write(here(&path), right).expect("the directory is ours");
     }
 }
