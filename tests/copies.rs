@@ -6,11 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::offsite::{
-    AGAIN, NAME, abandoned_backup, allow_faults, copied, owner_of, place_for_copies,
-    restored_by_pgbackrest, shipped_within, shipping, told, wait_for_offsite, wait_for_shipped,
-    words,
+    AGAIN, NAME, abandoned_backup, allow_faults, contents, copied, nrt_backup, owner_of,
+    place_for_copies, restored_by_pgbackrest, shipped_within, shipping, told, wait_for_offsite,
+    wait_for_shipped, words,
 };
 use crate::protected::{SOON, archive_segment, quiet, wait_for_backups, wait_for_health};
+use crate::restoring::{Place, from, texts};
 use nrt_tests::{Cluster, Kind, Remote, Restore, Shutdown};
 
 /// The name of a cluster's instance.
@@ -158,4 +159,76 @@ fn an_abandoned_life_is_kept_apart_from_the_one_that_was_put_back() {
         &[&format!("--set={label}"), "--type=immediate", "--target-action=promote"],
     );
     restored.wait_for("select count(*) filter (where i = -1) from t", "1000", SOON);
+}
+
+/// The disk of the data is put back to a snapshot, the repository's is not: it holds WAL of a life that
+/// is not this server's any more.
+#[test]
+fn data_that_is_put_back_without_its_repository_ships_nothing_of_the_life_before() {
+    let remote = Remote::new("half", Kind::Local);
+    let cluster = shipping(Cluster::new("half-back"), &remote);
+    cluster.sql("create table t as select 0 as i");
+    archive_segment(&cluster);
+    wait_for_shipped(&cluster);
+
+    cluster.stop(Shutdown::Fast);
+    let (_directory, place) = place_for_copies();
+    let copy = |from: &Path, to: &Path| {
+        let mut command = cluster.installation().command("cp");
+        let output = command.args(["-a", "--reflink=auto"]).arg(from).arg(to).output();
+        assert!(output.expect("it is installed").status.success());
+    };
+    copy(&cluster.data(), &place.join("data"));
+    cluster.start();
+    for _ in 0..2 {
+        cluster.sql("insert into t select -1 from generate_series(1, 1000)");
+        archive_segment(&cluster);
+    }
+    wait_for_shipped(&cluster);
+
+    cluster.stop(Shutdown::Fast);
+    fs::remove_dir_all(cluster.data()).expect("it is ours");
+    copy(&place.join("data"), &cluster.data());
+    cluster.start();
+    cluster.sql("insert into t select 1 from generate_series(1, 1000)");
+    cluster.sql("select pg_logical_emit_message(false, 'nrt', 'x'), pg_switch_wal()");
+    cluster.sql("insert into t select 2 from generate_series(1, 1000)");
+    // The archive has other segments of these names, which pgBackRest does not replace.
+    let message = wait_for_health(&cluster, "archiving", "critical");
+    assert!(message.contains("with a different checksum"), "{message}");
+    let message = wait_for_health(&cluster, "remote", "critical");
+    assert!(message.contains("of another life of this cluster"), "{message}");
+    let before = contents(&remote.files(NAME));
+    cluster.sql("insert into t select 3 from generate_series(1, 1000)");
+    // Also when the server has come past the segments of the other life.
+    for _ in 0..3 {
+        cluster.sql("select pg_logical_emit_message(false, 'nrt', 'x'), pg_switch_wal()");
+    }
+    cluster.sql("select nrt_check()");
+    wait_for_health(&cluster, "remote", "critical");
+    assert_eq!(cluster.value("select shipped_lsn is null from nrt.status"), "t");
+    assert!(contents(&remote.files(NAME)) == before, "something was shipped");
+
+    // As the hint says.
+    let hint = cluster.value("select hint from nrt.health where check_name = 'remote'");
+    let kept = cluster.directory().join("kept");
+    cluster.installation().private_directory(&kept).expect("the directory is ours");
+    for kind in ["archive", "backup"] {
+        let directory = cluster.repository().join(kind).join("main");
+        assert!(hint.contains(&directory.display().to_string()), "{hint}");
+        fs::rename(directory, kept.join(kind)).expect("it is there");
+    }
+    let (code, text) = nrt_backup(&cluster, &["takeover", "--set-aside"]);
+    assert_eq!(code, 0, "{text}");
+    wait_for_backups(&cluster, 1);
+    wait_for_offsite(&cluster, 1);
+    wait_for_shipped(&cluster);
+    for check in ["archiving", "remote", "shipping", "mirror", "wal_gap"] {
+        wait_for_health(&cluster, check, "ok");
+    }
+    cluster.vanish();
+    let restored = Place::new("half-restored").restore(&texts(&from(&remote)));
+    let counted = "select string_agg(i || ':' || n, ' ' order by i)
+                   from (select i, count(*) as n from t group by i) c";
+    assert_eq!(restored.value(counted), "0:1 1:1000 2:1000 3:1000");
 }

@@ -193,6 +193,7 @@ fn session(shared: &Arc<Shared>) -> Result<(), Failure> {
     let rclone = Rclone::start(options, secrets)?;
     let remote = Arc::new(Remote::new(rclone, root, ground.is_encrypted, &outbox, &config));
     shared.change(|state| state.status.rclone = Some(remote.version().to_string()));
+    lineage::refuse_another_life_here(shared)?;
     // Held until all that this session has begun is over.
     let Some(_hold) = owner::own(shared, &remote, &me)? else { return Ok(()) };
     let left_behind = earlier.filter(|earlier| owner::is_left_behind(&remote, earlier));

@@ -57,6 +57,71 @@ fn position(shared: &Shared, patience: Duration) -> Option<Position> {
     None
 }
 
+/// Refuses to ship beside a repository that holds WAL of another life of this cluster: its data were
+/// put back to an earlier state, and the repository was not. The files there have the names of this
+/// life's, pgBackRest replaces none of them, and backups that ended in that life look like this one's.
+///
+/// The newest archived segment tells. Records are chained: where it is the server's own, all before it
+/// are. A segment that `pg_wal` does not have any more was archived by this life.
+pub(crate) fn refuse_another_life_here(shared: &Shared) -> Result<(), Failure> {
+    let plan = &shared.plan;
+    let Some(now) = position(shared, POSITION.1) else { return Ok(()) };
+    let Some((newest, hash)) = newest_archived(shared, now.timeline) else { return Ok(()) };
+    let is_finished = |now: Position| newest.end(plan.segment_size) <= now.flushed;
+    if !is_finished(now) {
+        // The position may be a report old.
+        shared.sleep(POSITION.1);
+    }
+    let now = shared.lock().position.unwrap_or(now);
+    let path = Path::new(&plan.data_directory).join("pg_wal").join(newest.name(plan.segment_size));
+    let is_ours = if is_finished(now) {
+        fs::read(&path).map_or(true, |bytes| hash_of(&bytes) == hash)
+    } else {
+        now.timeline != newest.timeline
+    };
+    if is_ours || shared.is_over() {
+        return Ok(());
+    }
+    let directory = |kind: &str| shared.repository.join(kind).join(&plan.stanza);
+    let (archive, backup) = (directory("archive"), directory("backup"));
+    Err(Failure {
+        message: format!(
+            "the repository holds segment {} of another life of this cluster, whose data were put \
+             back to an earlier state: nothing is shipped",
+            newest.name(plan.segment_size)
+        ),
+        hint: format!(
+            "To go on with this life, move \"{}\" and \"{}\" to another directory and run \
+             \"nrt-backup takeover --set-aside\": a full backup follows. The other life is restored \
+             from what was moved.",
+            archive.display(),
+            backup.display()
+        ),
+    })
+}
+
+/// The newest segment of a timeline in the repository's archive, and its SHA-1.
+fn newest_archived(shared: &Shared, timeline: u32) -> Option<(Segment, String)> {
+    let size = shared.plan.segment_size;
+    let archive = shared.repository.join("archive").join(&shared.plan.stanza);
+    let ids: BTreeSet<String> = names(&archive).ok()?.into_iter().collect();
+    let archive = archive.join(newest_id(ids.iter())?);
+    let mut groups = names(&archive).ok()?;
+    groups.retain(|it| it.len() == 16 && it.starts_with(&format!("{timeline:08X}")));
+    groups.sort();
+    // The newest group may have been emptied by expire.
+    groups.iter().rev().find_map(|group| {
+        let files = names(&archive.join(group)).ok()?;
+        let stored = files.iter().filter_map(|file| StoredName::parse(file));
+        let stored = stored.filter(|it| !it.is_partial);
+        let segments = stored.filter_map(|it| {
+            let segment = Segment::parse(it.segment, size)?;
+            Some((segment.number, segment, it.hash.to_string()))
+        });
+        segments.max_by_key(|(number, ..)| *number).map(|(_, segment, hash)| (segment, hash))
+    })
+}
+
 /// Whether the server is not as far any more as it has promised: it has lost WAL that it had called
 /// safe.
 pub(crate) fn has_lost(shared: &Shared, promised: Option<&Promised>) -> bool {
