@@ -87,6 +87,13 @@ fn a_promoted_standby_and_a_rewound_primary_use_nothing_of_each_other() {
     assert!(third != first && third != second);
 }
 
+/// Copies a directory as a snapshot of its disk would.
+fn copy(cluster: &Cluster, from: &Path, to: &Path) {
+    let mut command = cluster.installation().command("cp");
+    let output = command.args(["-a", "--reflink=auto"]).arg(from).arg(to).output();
+    assert!(output.expect("it is installed").status.success());
+}
+
 #[test]
 fn an_abandoned_life_is_kept_apart_from_the_one_that_was_put_back() {
     let remote = Remote::new("rollback", Kind::Local);
@@ -99,13 +106,8 @@ fn an_abandoned_life_is_kept_apart_from_the_one_that_was_put_back() {
     // A snapshot of both disks.
     cluster.stop(Shutdown::Fast);
     let (_directory, place) = place_for_copies();
-    let copy = |from: &Path, to: &Path| {
-        let mut command = cluster.installation().command("cp");
-        let output = command.args(["-a", "--reflink=auto"]).arg(from).arg(to).output();
-        assert!(output.expect("it is installed").status.success());
-    };
-    copy(&cluster.data(), &place.join("data"));
-    copy(&cluster.repository(), &place.join("repository"));
+    copy(&cluster, &cluster.data(), &place.join("data"));
+    copy(&cluster, &cluster.repository(), &place.join("repository"));
 
     // Life goes on: segments, a backup, and a tail.
     cluster.start();
@@ -122,7 +124,7 @@ fn an_abandoned_life_is_kept_apart_from_the_one_that_was_put_back() {
     cluster.stop(Shutdown::Fast);
     for (from, to) in [("data", cluster.data()), ("repository", cluster.repository())] {
         fs::remove_dir_all(&to).expect("it is ours");
-        copy(&place.join(from), &to);
+        copy(&cluster, &place.join(from), &to);
     }
     cluster.start();
     for number in 1..=5 {
@@ -173,12 +175,7 @@ fn data_that_is_put_back_without_its_repository_ships_nothing_of_the_life_before
 
     cluster.stop(Shutdown::Fast);
     let (_directory, place) = place_for_copies();
-    let copy = |from: &Path, to: &Path| {
-        let mut command = cluster.installation().command("cp");
-        let output = command.args(["-a", "--reflink=auto"]).arg(from).arg(to).output();
-        assert!(output.expect("it is installed").status.success());
-    };
-    copy(&cluster.data(), &place.join("data"));
+    copy(&cluster, &cluster.data(), &place.join("data"));
     cluster.start();
     for _ in 0..2 {
         cluster.sql("insert into t select -1 from generate_series(1, 1000)");
@@ -188,7 +185,7 @@ fn data_that_is_put_back_without_its_repository_ships_nothing_of_the_life_before
 
     cluster.stop(Shutdown::Fast);
     fs::remove_dir_all(cluster.data()).expect("it is ours");
-    copy(&place.join("data"), &cluster.data());
+    copy(&cluster, &place.join("data"), &cluster.data());
     cluster.start();
     cluster.sql("insert into t select 1 from generate_series(1, 1000)");
     cluster.sql("select pg_logical_emit_message(false, 'nrt', 'x'), pg_switch_wal()");

@@ -1559,7 +1559,8 @@ fn what_the_remote_loses_is_noticed_by_the_listing() {
     world.write(&format!("repository/{path}"), &content);
     let plan = Plan { listing: 1, ..world.plan() };
     let mut ship = World::ship_by(&plan);
-    ship.tell(at(1));
+    // What is archived was finished.
+    ship.tell(at(SIZE));
     let there = world.there().join("repository");
     until("the backup is there", || world.status().backups == [LABEL]);
     until("the segment is there", || there.join(&path).exists());

@@ -27,8 +27,9 @@ use super::archive::{is_archived_file, newest_id};
 use super::repository::{has_held, names};
 use super::state::Shared;
 use nrt_core::offsite::DESCRIPTIONS;
-use nrt_remote::segment::hash_of;
+use nrt_remote::segment::written;
 use nrt_remote::{Remote, failure};
+use sha1::{Digest, Sha1};
 
 /// Where it is moved to.
 pub(crate) const SUPERSEDED: &str = "superseded";
@@ -75,7 +76,7 @@ pub(crate) fn refuse_another_life_here(shared: &Shared) -> Result<(), Failure> {
     let now = shared.lock().position.unwrap_or(now);
     let path = Path::new(&plan.data_directory).join("pg_wal").join(newest.name(plan.segment_size));
     let is_ours = if is_finished(now) {
-        fs::read(&path).map_or(true, |bytes| hash_of(&bytes) == hash)
+        hash_of_file(&path).map_or(true, |its| its == hash)
     } else {
         now.timeline != newest.timeline
     };
@@ -98,6 +99,13 @@ pub(crate) fn refuse_another_life_here(shared: &Shared) -> Result<(), Failure> {
             backup.display()
         ),
     })
+}
+
+/// The SHA-1 of a file, which is not read into memory as a whole.
+fn hash_of_file(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha1::new();
+    io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(written(hasher))
 }
 
 /// The newest segment of a timeline in the repository's archive, and its SHA-1.
@@ -371,8 +379,9 @@ impl Life<'_> {
             return None;
         }
         let pg_wal = Path::new(&self.shared.plan.data_directory).join("pg_wal");
-        let bytes = fs::read(pg_wal.join(name)).ok().filter(|it| it.len() as u64 == size)?;
-        Some(hash_of(&bytes))
+        let path = pg_wal.join(name);
+        fs::metadata(&path).ok().filter(|it| it.len() == size)?;
+        hash_of_file(&path).ok()
     }
 
     /// The backups on the remote that were taken in the other life. One that this repository holds,

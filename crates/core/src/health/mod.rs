@@ -322,7 +322,8 @@ fn stanza(findings: &Findings<'_>) -> Check {
         findings.state.inventory().is_none_or(|inventory| inventory.pgbackrest.is_err());
     match findings.state.readiness() {
         Readiness::Blocked(_) if without_pgbackrest => {
-            let message = format!("\"{stanza}\" cannot be looked at without pgBackRest");
+            let stanza = if stanza.is_empty() { "it" } else { &format!("\"{stanza}\"") };
+            let message = format!("{stanza} cannot be looked at without pgBackRest");
             critical(name, message, "See the check \"pgbackrest\".")
         }
         Readiness::Blocked(failure) => critical(name, &*failure.message, &failure.hint),
